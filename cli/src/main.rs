@@ -1,0 +1,5 @@
+//! The command line of nemos.
+
+#![forbid(unsafe_code)]
+
+fn main() {}

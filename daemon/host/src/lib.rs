@@ -1,0 +1,1 @@
+//! The Linux edge of nemos: device-mapper, LUKS, mounts and the state store, synchronous.

@@ -1,0 +1,5 @@
+//! Sets the storage up at boot, and carries out what the daemon was asked.
+
+#![forbid(unsafe_code)]
+
+fn main() {}

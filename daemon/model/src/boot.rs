@@ -1,0 +1,156 @@
+//! A boot, seen from the initrd: what it was told, and what it reports.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use uuid::Uuid;
+
+use crate::integrity::RootHash;
+use crate::job::JobId;
+use crate::keys::Provider;
+use crate::overlay::Mode;
+use crate::partitions::Partition;
+use crate::reset::Step;
+
+/// Where the initrd leaves its report for the daemon.
+pub const REPORT_FILE: &str = "/run/nemos/boot.json";
+
+/// Version of the report. Writer and reader are of one image, so there is no other.
+pub const REPORT_VERSION: u32 = 1;
+
+/// What the kernel's command line says to nemos.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CommandLine {
+    /// `roothash=`: the only thing that makes a root ours.
+    pub root_hash: RootHash,
+}
+
+/// A command line that nemos cannot boot with.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum BadCommandLine {
+    /// No `roothash=`.
+    #[error("the kernel command line has no roothash=; boot the unified kernel image that nemos-image made")]
+    NoRootHash,
+    /// One that is not a hash.
+    #[error("roothash= on the kernel command line: {0}")]
+    RootHash(#[from] crate::integrity::InvalidRootHash),
+    /// Two that differ.
+    #[error("the kernel command line has more than one roothash=")]
+    Ambiguous,
+}
+
+impl CommandLine {
+    /// Reads `/proc/cmdline`.
+    pub fn parse(text: &str) -> Result<Self, BadCommandLine> {
+        let mut hashes = text.split_ascii_whitespace().filter_map(|word| word.strip_prefix("roothash="));
+        let root_hash = hashes.next().ok_or(BadCommandLine::NoRootHash)?.parse()?;
+        match hashes.next() {
+            None => Ok(CommandLine { root_hash }),
+            Some(_) => Err(BadCommandLine::Ambiguous),
+        }
+    }
+}
+
+/// Why a boot is degraded. The device is up, but not as it should be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "reason", rename_all = "kebab-case")]
+pub enum Reason {
+    /// `p.lxstate` cannot be mounted or its document not read: nothing was carried out.
+    StateUnreadable {
+        /// What was seen.
+        error: String,
+    },
+    /// The overlay's volume cannot be opened or mounted, and no request explains it. Nothing was erased.
+    OverlayDamaged {
+        /// What was seen.
+        error: String,
+    },
+    /// A job's step failed.
+    JobFailed {
+        /// The job.
+        job: JobId,
+        /// The step.
+        step: Step,
+        /// What was seen.
+        error: String,
+        /// Whether the next boot tries again.
+        retry: bool,
+    },
+    /// The overlay was erased and could not be made again.
+    OverlayMissing,
+    /// A partition is not there, or cannot be mounted.
+    NotMounted {
+        /// Which.
+        partition: Partition,
+        /// What was seen.
+        error: String,
+    },
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Reason::StateUnreadable { error } => {
+                write!(f, "the device's state on {} cannot be used: {error}", Partition::State)
+            }
+            Reason::OverlayDamaged { error } => write!(
+                f,
+                "the overlay on {} cannot be used: {error}. Nothing was erased; changes made now are lost at the next boot; `nemosctl reset --factory` makes it anew",
+                Partition::Root
+            ),
+            Reason::JobFailed { job, step, error, retry } => {
+                let next = if *retry { "the next boot tries again" } else { "it was given up" };
+                write!(f, "job {job} failed at {step}: {error}; {next}")
+            }
+            Reason::OverlayMissing => write!(
+                f,
+                "there is no overlay on {}: it was erased, and making it anew failed; `nemosctl reset --factory` tries again",
+                Partition::Root
+            ),
+            Reason::NotMounted { partition, error } => write!(f, "{partition} is not mounted: {error}"),
+        }
+    }
+}
+
+/// What the initrd found and did. The daemon reads it; nobody writes it again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootReport {
+    /// [`REPORT_VERSION`].
+    pub version: u32,
+    /// Whole disk that was booted, as `/dev/vda`.
+    pub disk: String,
+    /// Root hash that verityRoot was opened with.
+    pub root_hash: RootHash,
+    /// Where changes to the root go.
+    pub mode: Mode,
+    /// LUKS UUID of the overlay's volume, if it is open.
+    pub volume: Option<Uuid>,
+    /// What opened it.
+    pub provider: Option<Provider>,
+    /// The job that this boot carried out, or tried to.
+    pub job: Option<JobId>,
+    /// Why the boot is degraded; empty if it is not.
+    pub degraded: Vec<Reason>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HASH: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+    #[test]
+    fn the_root_hash_is_found_among_other_words() {
+        let line = CommandLine::parse(&format!("quiet roothash={HASH} console=ttyS0\n")).unwrap();
+        assert_eq!(line.root_hash.to_string(), HASH);
+    }
+
+    #[test]
+    fn a_command_line_without_one_root_hash_is_refused() {
+        assert_eq!(CommandLine::parse("quiet"), Err(BadCommandLine::NoRootHash));
+        assert!(matches!(CommandLine::parse("roothash=beef"), Err(BadCommandLine::RootHash(_))));
+        let twice = format!("roothash={HASH} roothash={HASH}");
+        assert_eq!(CommandLine::parse(&twice), Err(BadCommandLine::Ambiguous));
+    }
+}

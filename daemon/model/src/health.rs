@@ -1,0 +1,84 @@
+//! How the device is, as a whole.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::boot::Reason;
+use crate::job::{Job, JobState};
+use crate::keys::Provider;
+use crate::stack::{LayerState, Observed, layers};
+
+/// The verdict, worst last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Health {
+    /// Nothing to do.
+    Ok,
+    /// Somebody should look.
+    Warning,
+    /// Something does not work, or is not safe.
+    Critical,
+}
+
+impl Health {
+    /// The name used on the bus.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Health::Ok => "ok",
+            Health::Warning => "warning",
+            Health::Critical => "critical",
+        }
+    }
+}
+
+impl fmt::Display for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// One thing that is not as it should be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// How bad.
+    pub health: Health,
+    /// What, and what to do.
+    pub message: String,
+}
+
+/// Everything that is not as it should be; empty on a healthy device.
+///
+/// `last` is the newest job: one that failed is a finding until another was done.
+pub fn findings(seen: &Observed, last: Option<&Job>) -> Vec<Finding> {
+    let critical = |message| Finding { health: Health::Critical, message };
+    let warning = |message| Finding { health: Health::Warning, message };
+
+    let mut findings: Vec<Finding> = layers(seen)
+        .into_iter()
+        .filter(|layer| layer.state == LayerState::Failed)
+        .map(|layer| critical(format!("{} ({}): {}", layer.name, layer.kind, layer.detail)))
+        .collect();
+    match &seen.report {
+        None => findings.push(critical("nemos-initrd left no report of this boot".into())),
+        Some(report) => {
+            findings.extend(report.degraded.iter().map(Reason::to_string).map(critical));
+            if report.provider == Some(Provider::DemoKey) {
+                findings.push(warning("demo key in use: whoever has the image can open this device's overlay".into()));
+            }
+        }
+    }
+    match last.map(|job| (job.state, job)) {
+        Some((JobState::Failed, job)) => findings.push(critical(format!("job {} ({}) failed", job.id, job.kind))),
+        Some((JobState::WaitingForReboot, job)) => {
+            findings.push(warning(format!("job {} ({}) waits for a reboot", job.id, job.kind)));
+        }
+        _ => {}
+    }
+    findings
+}
+
+/// The worst of the findings.
+pub fn verdict(findings: &[Finding]) -> Health {
+    findings.iter().map(|finding| finding.health).max().unwrap_or(Health::Ok)
+}

@@ -1,0 +1,331 @@
+//! Jobs: what was asked of the device, and how it ended. They outlive the daemon, a reboot and a reset.
+//!
+//! ```text
+//!                    cancel                 cancel
+//!     (request) --> queued -----------> cancelled <-----------+
+//!                     | due                                   |
+//!                     v                                       |
+//!              waiting-for-reboot ----------------------------+
+//!                     | begin (initrd)
+//!                     v
+//!                  running --step done--> running
+//!                   |   |  --attempt failed, tries left--> running (again at the next boot)
+//!          finish   |   |  attempt failed, no tries left
+//!                   v   v
+//!                done   failed
+//! ```
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use uuid::Uuid;
+
+use crate::Timestamp;
+use crate::reset::{Scope, Step};
+
+/// How often a job may fail before the device stops trying: a device that keeps failing must still come up.
+pub const MAX_ATTEMPTS: usize = 3;
+
+/// Longest label or idempotency key a caller may give, in bytes.
+pub const MAX_TEXT: usize = 128;
+
+/// Name of a job: 32 lower-case hexadecimal digits, so that it can stand in a D-Bus object path.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct JobId(Uuid);
+
+/// Text that is not a job's name.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("a job's name is 32 hexadecimal digits, not `{0}`")]
+pub struct InvalidJobId(pub String);
+
+impl JobId {
+    /// The job named by 128 bits, which the caller takes from a good random source.
+    pub const fn from_random(bits: u128) -> Self {
+        JobId(Uuid::from_u128(bits))
+    }
+}
+
+impl fmt::Display for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.as_simple().fmt(f)
+    }
+}
+
+impl fmt::Debug for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "JobId({self})")
+    }
+}
+
+impl FromStr for JobId {
+    type Err = InvalidJobId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidJobId> {
+        let id = Uuid::try_parse(text).map(JobId);
+        id.ok().filter(|id| id.to_string() == text).ok_or_else(|| InvalidJobId(text.chars().take(80).collect()))
+    }
+}
+
+impl TryFrom<String> for JobId {
+    type Error = InvalidJobId;
+
+    fn try_from(text: String) -> Result<Self, InvalidJobId> {
+        text.parse()
+    }
+}
+
+impl From<JobId> for String {
+    fn from(id: JobId) -> String {
+        id.to_string()
+    }
+}
+
+/// What a job does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum Kind {
+    /// The first boot of an image: make the storage that a device has of its own.
+    Provision,
+    /// Back to the image as it was shipped.
+    Reset {
+        /// How much of it.
+        scope: Scope,
+    },
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Kind::Provision => f.write_str("provision"),
+            Kind::Reset { scope } => write!(f, "reset-{scope}"),
+        }
+    }
+}
+
+/// Where a job stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum JobState {
+    /// Accepted, not due yet.
+    Queued,
+    /// The next boot carries it out.
+    WaitingForReboot,
+    /// The initrd has begun. It can no longer be cancelled; it will be finished.
+    Running,
+    /// Every step was done.
+    Done,
+    /// Given up, with the reason in the last attempt.
+    Failed,
+    /// Taken back before it began.
+    Cancelled,
+}
+
+impl JobState {
+    /// Whether nothing more will happen to the job.
+    pub const fn is_final(self) -> bool {
+        matches!(self, JobState::Done | JobState::Failed | JobState::Cancelled)
+    }
+
+    /// The name used in files, on the bus and by people.
+    pub const fn name(self) -> &'static str {
+        match self {
+            JobState::Queued => "queued",
+            JobState::WaitingForReboot => "waiting-for-reboot",
+            JobState::Running => "running",
+            JobState::Done => "done",
+            JobState::Failed => "failed",
+            JobState::Cancelled => "cancelled",
+        }
+    }
+}
+
+impl fmt::Display for JobState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Who asked. Taken from the bus, not from what the caller says, except for the label.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Requester {
+    /// Numeric user.
+    pub uid: u32,
+    /// User name, if the system knows one.
+    pub user: Option<String>,
+    /// Process that asked, as `name[pid]`.
+    pub process: Option<String>,
+    /// A label of the caller's own, for its records.
+    pub label: Option<String>,
+}
+
+/// A step that was done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepDone {
+    /// Which.
+    pub step: Step,
+    /// When it ended.
+    pub at: Timestamp,
+}
+
+/// A try that failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attempt {
+    /// When.
+    pub at: Timestamp,
+    /// At which step.
+    pub step: Step,
+    /// What went wrong, for people.
+    pub error: String,
+}
+
+/// A job, whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Job {
+    /// Its name.
+    pub id: JobId,
+    /// What it does.
+    #[serde(flatten)]
+    pub kind: Kind,
+    /// Where it stands.
+    pub state: JobState,
+    /// Who asked.
+    pub requested_by: Requester,
+    /// When it was asked.
+    pub requested_at: Timestamp,
+    /// Not to begin before this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_before: Option<Timestamp>,
+    /// The caller's idempotency key: asking again with it gives back this job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// When the initrd began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub begun_at: Option<Timestamp>,
+    /// When it reached a final state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<Timestamp>,
+    /// Steps done so far, in order.
+    #[serde(default)]
+    pub steps: Vec<StepDone>,
+    /// Tries that failed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attempts: Vec<Attempt>,
+}
+
+/// A change of a job's state that its present state does not allow.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("job {id} is {state}: it cannot {event}")]
+pub struct Refused {
+    /// The job.
+    pub id: JobId,
+    /// Its state.
+    pub state: JobState,
+    /// What was tried.
+    pub event: &'static str,
+}
+
+impl Requester {
+    /// The image itself: nobody asked for a first boot.
+    pub fn image() -> Self {
+        Requester { uid: 0, user: None, process: Some("nemos-initrd".into()), label: None }
+    }
+}
+
+impl Job {
+    /// A job of which nothing is done yet.
+    pub fn new(id: JobId, kind: Kind, state: JobState, requested_by: Requester, now: Timestamp) -> Self {
+        Job {
+            id,
+            kind,
+            state,
+            requested_by,
+            requested_at: now,
+            not_before: None,
+            key: None,
+            begun_at: None,
+            finished_at: None,
+            steps: Vec::new(),
+            attempts: Vec::new(),
+        }
+    }
+
+    /// The steps of this job, in order.
+    pub fn plan(&self) -> &'static [Step] {
+        match self.kind {
+            Kind::Provision => Step::PROVISION,
+            Kind::Reset { scope } => scope.steps(),
+        }
+    }
+
+    /// The first step that is not done; `None` if all are.
+    pub fn next_step(&self) -> Option<Step> {
+        self.plan().get(self.steps.len()).copied()
+    }
+
+    /// How much is done, 0 to 1, counted in steps.
+    #[allow(clippy::cast_precision_loss, reason = "a plan has a handful of steps")]
+    pub fn progress(&self) -> f64 {
+        match self.state {
+            JobState::Done => 1.0,
+            _ => self.steps.len() as f64 / self.plan().len() as f64,
+        }
+    }
+
+    /// Its time has come: the next boot is to carry it out.
+    pub fn due(&mut self) -> Result<(), Refused> {
+        self.change(&[JobState::Queued], "become due", JobState::WaitingForReboot)
+    }
+
+    /// Taken back by its requester.
+    pub fn cancel(&mut self, now: Timestamp) -> Result<(), Refused> {
+        self.change(&[JobState::Queued, JobState::WaitingForReboot], "be cancelled", JobState::Cancelled)?;
+        self.finished_at = Some(now);
+        Ok(())
+    }
+
+    /// The initrd starts on it, or goes on with it after an interruption.
+    pub fn begin(&mut self, now: Timestamp) -> Result<(), Refused> {
+        self.change(&[JobState::WaitingForReboot, JobState::Running], "begin", JobState::Running)?;
+        self.begun_at.get_or_insert(now);
+        Ok(())
+    }
+
+    /// The next step is done; with the last one, so is the job.
+    pub fn step_done(&mut self, now: Timestamp) -> Result<(), Refused> {
+        let step = self.next_step().ok_or_else(|| self.refuse("do another step"))?;
+        self.change(&[JobState::Running], "do a step", JobState::Running)?;
+        self.steps.push(StepDone { step, at: now });
+        if self.next_step().is_none() {
+            self.state = JobState::Done;
+            self.finished_at = Some(now);
+        }
+        Ok(())
+    }
+
+    /// The next step failed. After [`MAX_ATTEMPTS`] the job has.
+    pub fn attempt_failed(&mut self, error: String, now: Timestamp) -> Result<(), Refused> {
+        let step = self.next_step().ok_or_else(|| self.refuse("fail"))?;
+        self.change(&[JobState::Running], "fail", JobState::Running)?;
+        self.attempts.push(Attempt { at: now, step, error });
+        if self.attempts.len() >= MAX_ATTEMPTS {
+            self.state = JobState::Failed;
+            self.finished_at = Some(now);
+        }
+        Ok(())
+    }
+
+    fn change(&mut self, from: &[JobState], event: &'static str, to: JobState) -> Result<(), Refused> {
+        if !from.contains(&self.state) {
+            return Err(self.refuse(event));
+        }
+        self.state = to;
+        Ok(())
+    }
+
+    fn refuse(&self, event: &'static str) -> Refused {
+        Refused { id: self.id, state: self.state, event }
+    }
+}

@@ -1,0 +1,319 @@
+//! The storage stack as it is drawn: each layer, what it sits on, and how it is.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::boot::BootReport;
+use crate::integrity::{VERITY_MAPPING, VerityStatus};
+use crate::overlay::{INTEGRITY_MAPPING, LOWER_MOUNT, LUKS_MAPPING, Mode, OVERLAY_SOURCE, UPPER_MOUNT};
+use crate::partitions::Partition;
+
+/// How a layer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LayerState {
+    /// As it should be.
+    Ok,
+    /// It works, and somebody should look.
+    Warning,
+    /// It is there and broken, or it should be there and is not.
+    Failed,
+}
+
+impl LayerState {
+    /// The name used on the bus.
+    pub const fn name(self) -> &'static str {
+        match self {
+            LayerState::Ok => "ok",
+            LayerState::Warning => "warning",
+            LayerState::Failed => "failed",
+        }
+    }
+}
+
+impl fmt::Display for LayerState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// One layer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layer {
+    /// Unique among the layers: a mount point (`/`), a mapping (`luks`) or a partition label (`p.lxroot`).
+    pub name: String,
+    /// `overlay`, a file system's type, `dm-verity`, `dm-crypt`, `dm-integrity`, `partition`.
+    pub kind: String,
+    /// Names of the layers it sits on, most important first.
+    pub on: Vec<String>,
+    /// How it is.
+    pub state: LayerState,
+    /// That in words, short.
+    pub detail: String,
+    /// Device node, where it has one.
+    pub device: Option<String>,
+    /// Size in bytes, where it has one.
+    pub size: Option<u64>,
+    /// Bytes used, for file systems.
+    pub used: Option<u64>,
+}
+
+/// A partition, as the kernel shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SeenPartition {
+    /// Which.
+    pub partition: Partition,
+    /// Its device node.
+    pub device: String,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+/// A device-mapper mapping, as the kernel shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SeenMapping {
+    /// Its name.
+    pub name: String,
+    /// Its (only) target: `verity`, `crypt`, `integrity`.
+    pub target: String,
+    /// Status parameters of the target.
+    pub status: String,
+    /// Its device node.
+    pub device: String,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+/// A mount, as the kernel shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SeenMount {
+    /// Where.
+    pub target: String,
+    /// What: a device node, or the name given to it.
+    pub source: String,
+    /// File system type.
+    pub fs_type: String,
+    /// Whether it was remounted or mounted read-only.
+    pub read_only: bool,
+    /// Size of the file system in bytes.
+    pub size: u64,
+    /// Bytes used.
+    pub used: u64,
+}
+
+/// All that was observed of a running system's storage.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Observed {
+    /// Partitions of the disk that was booted.
+    pub partitions: Vec<SeenPartition>,
+    /// Mappings.
+    pub mappings: Vec<SeenMapping>,
+    /// Mounts.
+    pub mounts: Vec<SeenMount>,
+    /// What the initrd reported, if it left a report.
+    pub report: Option<BootReport>,
+}
+
+/// Draws the whole stack, from the root down; a layer that should be there and is not is drawn as failed.
+pub fn layers(seen: &Observed) -> Vec<Layer> {
+    let volatile = seen.report.as_ref().is_some_and(|report| report.mode == Mode::Volatile);
+    let mut layers = vec![seen.root(), seen.mount(LOWER_MOUNT, "squashfs", VERITY_MAPPING), seen.verity()];
+    if volatile {
+        layers.push(seen.volatile_upper());
+    } else {
+        layers.push(seen.mount(UPPER_MOUNT, "xfs", LUKS_MAPPING));
+        layers.push(seen.mapping(LUKS_MAPPING, "crypt", INTEGRITY_MAPPING));
+        layers.push(seen.mapping(INTEGRITY_MAPPING, "integrity", Partition::Root.label()));
+    }
+    for (partition, fs_type) in [
+        (Partition::Home, "ext4"),
+        (Partition::OciStorage, "xfs"),
+        (Partition::OciPreloaded, "squashfs"),
+        (Partition::State, "ext4"),
+    ] {
+        let target = partition.mount_point().unwrap_or_default();
+        layers.push(seen.mount(target, fs_type, partition.label()));
+    }
+    layers.extend(Partition::ALL.map(|partition| seen.partition(partition)));
+    layers
+}
+
+impl Observed {
+    fn root(&self) -> Layer {
+        let on = [LOWER_MOUNT, UPPER_MOUNT].map(str::to_owned).to_vec();
+        let root = self.mounts.iter().find(|mount| mount.target == "/");
+        let (state, detail) = match root {
+            Some(root) if root.fs_type == "overlay" && root.source == OVERLAY_SOURCE => (LayerState::Ok, "read-write"),
+            Some(_) => (LayerState::Failed, "not the overlay that nemos-initrd mounts"),
+            None => (LayerState::Failed, "not mounted"),
+        };
+        Layer { on, device: None, ..Layer::of_mount("/", "overlay", state, detail, root) }
+    }
+
+    fn mount(&self, target: &str, fs_type: &str, on: &str) -> Layer {
+        let mount = self.mounts.iter().find(|mount| mount.target == target);
+        let (state, detail) = match mount {
+            Some(mount) if mount.fs_type != fs_type => (LayerState::Failed, "another file system is mounted here"),
+            Some(mount) if mount.read_only && fs_type == "squashfs" => (LayerState::Ok, "read-only"),
+            Some(mount) if mount.read_only => (LayerState::Failed, "read-only after an error"),
+            Some(_) => (LayerState::Ok, "read-write"),
+            None => (LayerState::Failed, "not mounted"),
+        };
+        Layer { on: vec![on.to_owned()], ..Layer::of_mount(target, fs_type, state, detail, mount) }
+    }
+
+    fn volatile_upper(&self) -> Layer {
+        let mount = self.mounts.iter().find(|mount| mount.target == UPPER_MOUNT);
+        let detail = "in memory: changes are lost at the next boot";
+        Layer { device: None, ..Layer::of_mount(UPPER_MOUNT, "tmpfs", LayerState::Failed, detail, mount) }
+    }
+
+    fn verity(&self) -> Layer {
+        let mut layer = self.mapping(VERITY_MAPPING, "verity", Partition::Readonly.label());
+        let status = self.mappings.iter().find(|mapping| mapping.name == VERITY_MAPPING);
+        let status = status.map(|mapping| VerityStatus::parse(&mapping.status));
+        (layer.state, layer.detail) = match status {
+            Some(Some(VerityStatus::Verified)) => (LayerState::Ok, "verified".to_owned()),
+            Some(Some(VerityStatus::Corrupted)) => (LayerState::Failed, "corrupted".to_owned()),
+            Some(None) | None => (LayerState::Failed, layer.detail),
+        };
+        layer
+    }
+
+    fn mapping(&self, name: &str, target: &str, on: &str) -> Layer {
+        let mapping = self.mappings.iter().find(|mapping| mapping.name == name);
+        let (state, detail) = match mapping {
+            Some(mapping) if mapping.target == target => (LayerState::Ok, "active"),
+            Some(_) => (LayerState::Failed, "another target has this name"),
+            None => (LayerState::Failed, "not active"),
+        };
+        Layer {
+            name: name.to_owned(),
+            kind: format!("dm-{target}"),
+            on: vec![on.to_owned()],
+            state,
+            detail: detail.to_owned(),
+            device: mapping.map(|mapping| mapping.device.clone()),
+            size: mapping.map(|mapping| mapping.size),
+            used: None,
+        }
+    }
+
+    fn partition(&self, partition: Partition) -> Layer {
+        let seen = self.partitions.iter().find(|seen| seen.partition == partition);
+        let (state, detail) = match seen {
+            Some(_) => (LayerState::Ok, "present"),
+            None => (LayerState::Failed, "missing"),
+        };
+        Layer {
+            name: partition.label().to_owned(),
+            kind: "partition".to_owned(),
+            on: Vec::new(),
+            state,
+            detail: detail.to_owned(),
+            device: seen.map(|seen| seen.device.clone()),
+            size: seen.map(|seen| seen.size),
+            used: None,
+        }
+    }
+}
+
+impl Layer {
+    fn of_mount(name: &str, kind: &str, state: LayerState, detail: &str, mount: Option<&SeenMount>) -> Layer {
+        Layer {
+            name: name.to_owned(),
+            kind: kind.to_owned(),
+            on: Vec::new(),
+            state,
+            detail: detail.to_owned(),
+            device: mount.map(|mount| mount.source.clone()),
+            size: mount.map(|mount| mount.size),
+            used: mount.map(|mount| mount.used),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mount(target: &str, source: &str, fs_type: &str) -> SeenMount {
+        let read_only = fs_type == "squashfs";
+        SeenMount {
+            target: target.into(),
+            source: source.into(),
+            fs_type: fs_type.into(),
+            read_only,
+            size: 100,
+            used: 10,
+        }
+    }
+
+    fn mapping(name: &str, target: &str, status: &str) -> SeenMapping {
+        SeenMapping {
+            name: name.into(),
+            target: target.into(),
+            status: status.into(),
+            device: format!("/dev/mapper/{name}"),
+            size: 100,
+        }
+    }
+
+    pub(crate) fn healthy() -> Observed {
+        let device = |partition| format!("/dev/disk/by-partlabel/{partition}");
+        Observed {
+            partitions: Partition::ALL
+                .map(|partition| SeenPartition { partition, device: device(partition), size: 100 })
+                .to_vec(),
+            mappings: vec![
+                mapping("verityRoot", "verity", "V"),
+                mapping("luks", "crypt", ""),
+                mapping("luks_dif", "integrity", "0 100 -"),
+            ],
+            mounts: vec![
+                mount("/", "OverlayOS_rootfs", "overlay"),
+                mount(LOWER_MOUNT, "/dev/mapper/verityRoot", "squashfs"),
+                mount(UPPER_MOUNT, "/dev/mapper/luks", "xfs"),
+                mount("/home", &device(Partition::Home), "ext4"),
+                mount("/var/lib/containers/storage", &device(Partition::OciStorage), "xfs"),
+                mount("/var/lib/containers/loaded", &device(Partition::OciPreloaded), "squashfs"),
+                mount("/var/lib/nemos", &device(Partition::State), "ext4"),
+            ],
+            report: None,
+        }
+    }
+
+    fn failed(seen: &Observed) -> Vec<String> {
+        let failed = layers(seen).into_iter().filter(|layer| layer.state == LayerState::Failed);
+        failed.map(|layer| layer.name).collect()
+    }
+
+    #[test]
+    fn a_healthy_stack_is_ok_down_to_each_partition() {
+        assert_eq!(failed(&healthy()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn every_layer_sits_on_layers_that_are_drawn() {
+        let layers = layers(&healthy());
+        for below in layers.iter().flat_map(|layer| &layer.on) {
+            assert!(layers.iter().any(|layer| layer.name == *below), "{below} is not drawn");
+        }
+    }
+
+    #[test]
+    fn a_corrupted_root_is_failed() {
+        let mut seen = healthy();
+        seen.mappings[0].status = "C".into();
+        assert_eq!(failed(&seen), ["verityRoot"]);
+    }
+
+    #[test]
+    fn what_is_missing_is_drawn_as_failed() {
+        let mut seen = healthy();
+        seen.mounts.retain(|mount| mount.target != "/home");
+        seen.partitions.retain(|seen| seen.partition != Partition::Home);
+        assert_eq!(failed(&seen), ["/home", "p.lxhome"]);
+    }
+}

@@ -1,0 +1,3 @@
+//! Builds the nemos reference disk image, and runs it in QEMU.
+
+#![forbid(unsafe_code)]
