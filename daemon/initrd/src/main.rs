@@ -1,5 +1,24 @@
 //! Sets the storage up at boot, and carries out what the daemon was asked.
+//!
+//! Runs once, in the initrd, as root and without arguments. It exits 0 when `/sysroot` is ready, degraded or not,
+//! and 1 when the root is not the one that the command line vouches for: that boot must not go on.
 
 #![forbid(unsafe_code)]
 
-fn main() {}
+mod boot;
+mod overlay;
+mod reset;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // Standard error goes to the journal and to the console; both have their own clock.
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).with_target(false).without_time().init();
+    match boot::boot() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(refused) => {
+            eprintln!("nemos: boot refused: {refused}");
+            ExitCode::FAILURE
+        }
+    }
+}

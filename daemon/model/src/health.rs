@@ -4,7 +4,6 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::boot::Reason;
 use crate::job::{Job, JobState};
 use crate::keys::Provider;
 use crate::stack::{LayerState, Observed, layers};
@@ -49,8 +48,9 @@ pub struct Finding {
 
 /// Everything that is not as it should be; empty on a healthy device.
 ///
-/// `last` is the newest job: one that failed is a finding until another was done.
-pub fn findings(seen: &Observed, last: Option<&Job>) -> Vec<Finding> {
+/// `last` is the newest job, or why the device's memory cannot be read: a job that failed is a finding until another was
+/// done.
+pub fn findings(seen: &Observed, last: Result<Option<&Job>, &str>) -> Vec<Finding> {
     let critical = |message| Finding { health: Health::Critical, message };
     let warning = |message| Finding { health: Health::Warning, message };
 
@@ -59,21 +59,19 @@ pub fn findings(seen: &Observed, last: Option<&Job>) -> Vec<Finding> {
         .filter(|layer| layer.state == LayerState::Failed)
         .map(|layer| critical(format!("{} ({}): {}", layer.name, layer.kind, layer.detail)))
         .collect();
-    match &seen.report {
-        None => findings.push(critical("nemos-initrd left no report of this boot".into())),
-        Some(report) => {
-            findings.extend(report.degraded.iter().map(Reason::to_string).map(critical));
-            if report.provider == Some(Provider::DemoKey) {
-                findings.push(warning("demo key in use: whoever has the image can open this device's overlay".into()));
-            }
-        }
+    findings.extend(seen.degraded().into_iter().map(critical));
+    if seen.report.as_ref().is_some_and(|report| report.provider == Some(Provider::DemoKey)) {
+        findings.push(warning("demo key in use: whoever has the image can open this device's overlay".into()));
     }
-    match last.map(|job| (job.state, job)) {
-        Some((JobState::Failed, job)) => findings.push(critical(format!("job {} ({}) failed", job.id, job.kind))),
-        Some((JobState::WaitingForReboot, job)) => {
+    match last {
+        Err(error) => findings.push(critical(format!("the device's memory cannot be used: {error}"))),
+        Ok(Some(job)) if job.state == JobState::Failed => {
+            findings.push(critical(format!("job {} ({}) failed", job.id, job.kind)));
+        }
+        Ok(Some(job)) if job.state == JobState::WaitingForReboot => {
             findings.push(warning(format!("job {} ({}) waits for a reboot", job.id, job.kind)));
         }
-        _ => {}
+        Ok(_) => {}
     }
     findings
 }

@@ -198,6 +198,9 @@ pub struct Job {
     /// Not to begin before this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_before: Option<Timestamp>,
+    /// Whether the device reboots by itself when the job is due.
+    #[serde(default)]
+    pub reboot: bool,
     /// The caller's idempotency key: asking again with it gives back this job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
@@ -244,6 +247,7 @@ impl Job {
             requested_by,
             requested_at: now,
             not_before: None,
+            reboot: false,
             key: None,
             begun_at: None,
             finished_at: None,
@@ -272,6 +276,11 @@ impl Job {
             JobState::Done => 1.0,
             _ => self.steps.len() as f64 / self.plan().len() as f64,
         }
+    }
+
+    /// How long it took from its beginning to its end, in seconds; `None` while it has not ended, or if it never began.
+    pub fn duration(&self) -> Option<u64> {
+        Some(self.finished_at?.0.saturating_sub(self.begun_at?.0))
     }
 
     /// Its time has come: the next boot is to carry it out.

@@ -9,6 +9,7 @@
 
 pub mod boot;
 pub mod health;
+pub mod image;
 pub mod integrity;
 pub mod job;
 pub mod keys;

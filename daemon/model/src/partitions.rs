@@ -67,6 +67,19 @@ impl Partition {
         if matches!(self, Partition::Esp) { EFI_SYSTEM } else { LINUX_DATA }
     }
 
+    /// What is in it, for people.
+    pub const fn holds(self) -> &'static str {
+        match self {
+            Partition::Esp => "boot program",
+            Partition::Home => "home directories",
+            Partition::OciStorage => "containers pulled or built on this device",
+            Partition::OciPreloaded => "containers shipped with the image",
+            Partition::State => "jobs and history of this device",
+            Partition::Readonly => "system as shipped",
+            Partition::Root => "changes to the system: settings, accounts, software, logs",
+        }
+    }
+
     /// Where it is mounted on the running system; `None` for what others build on.
     pub const fn mount_point(self) -> Option<&'static str> {
         match self {

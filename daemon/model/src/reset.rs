@@ -8,8 +8,12 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use uuid::{Uuid, uuid};
 
+use crate::overlay::UPPER_MOUNT;
 use crate::partitions::Partition;
+use crate::stack::Observed;
+use crate::state::{DeviceState, Volume};
 
 /// How much a reset takes back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,6 +115,62 @@ impl Scope {
     }
 }
 
+/// What a reset would do to this device as it is now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// How much is taken back.
+    pub scope: Scope,
+    /// What goes.
+    pub erased: Vec<Erased>,
+    /// What stays.
+    pub kept: Vec<Partition>,
+    /// How long it takes, in seconds: as long as the last time on this device.
+    pub seconds: Option<u64>,
+    volume: Volume,
+}
+
+/// A partition whose contents go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Erased {
+    /// Which.
+    pub partition: Partition,
+    /// How.
+    pub how: Erasure,
+    /// Size of the partition in bytes, if it is there.
+    pub size: Option<u64>,
+    /// Bytes in use on it, if it is mounted.
+    pub used: Option<u64>,
+}
+
+impl Plan {
+    /// Plans a reset of the device that was observed.
+    pub fn new(scope: Scope, seen: &Observed, state: &DeviceState) -> Self {
+        let erased = scope.erased().iter().map(|&(partition, how)| {
+            let mounted_at = if partition == Partition::Root { Some(UPPER_MOUNT) } else { partition.mount_point() };
+            let mount = seen.mounts.iter().find(|mount| Some(mount.target.as_str()) == mounted_at);
+            let size = seen.partitions.iter().find(|seen| seen.partition == partition).map(|seen| seen.size);
+            Erased { partition, how, size, used: mount.map(|mount| mount.used) }
+        });
+        Plan {
+            scope,
+            erased: erased.collect(),
+            kept: scope.kept().collect(),
+            seconds: state.last_duration(),
+            volume: state.volume,
+        }
+    }
+
+    /// The plan's name. It changes when the device does: with its partitions and with the volume that would be erased,
+    /// but not with every byte that is written.
+    pub fn id(&self) -> Uuid {
+        const PLANS: Uuid = uuid!("6a1d2a52-52c5-4f1c-8c77-8a5b1a1d2f0e");
+        let text = self.erased.iter().fold(format!("{} {:?}", self.scope, self.volume), |text, erased| {
+            format!("{text}\n{} {} {:?}", erased.partition, erased.how, erased.size)
+        });
+        Uuid::new_v5(&PLANS, text.as_bytes())
+    }
+}
+
 /// How a partition's contents go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -133,6 +193,7 @@ impl fmt::Display for Erasure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stack::{SeenMount, SeenPartition};
 
     #[test]
     fn keys_are_destroyed_before_anything_else() {
@@ -142,6 +203,39 @@ mod tests {
     #[test]
     fn a_reset_ends_like_a_first_boot() {
         assert!(Scope::Factory.steps().ends_with(Step::PROVISION));
+    }
+
+    fn provisioned(volume: u128) -> DeviceState {
+        let uuid = Uuid::from_u128(volume);
+        DeviceState { volume: Volume::Provisioned { uuid }, ..DeviceState::shipped() }
+    }
+
+    fn seen(home_used: u64) -> Observed {
+        let mount = SeenMount {
+            target: "/home".into(),
+            source: "/dev/vda2".into(),
+            fs_type: "ext4".into(),
+            read_only: false,
+            size: 100,
+            used: home_used,
+        };
+        let partition = SeenPartition { partition: Partition::Home, device: "/dev/vda2".into(), size: 128 };
+        Observed { partitions: vec![partition], mounts: vec![mount], ..Observed::default() }
+    }
+
+    #[test]
+    fn a_plan_says_how_much_goes() {
+        let plan = Plan::new(Scope::Factory, &seen(17), &provisioned(1));
+        let home = plan.erased.iter().find(|erased| erased.partition == Partition::Home);
+        let expected = Erased { partition: Partition::Home, how: Erasure::Formatted, size: Some(128), used: Some(17) };
+        assert_eq!(home, Some(&expected));
+    }
+
+    #[test]
+    fn a_plan_is_another_when_the_device_is_and_not_when_a_file_was_written() {
+        let plan = |used, volume| Plan::new(Scope::Factory, &seen(used), &provisioned(volume)).id();
+        assert_eq!(plan(17, 1), plan(18, 1));
+        assert_ne!(plan(17, 1), plan(17, 2), "the volume is not the one that was looked at");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::boot::BootReport;
+use crate::boot::{BootReport, Reason};
 use crate::integrity::{VERITY_MAPPING, VerityStatus};
 use crate::overlay::{INTEGRITY_MAPPING, LOWER_MOUNT, LUKS_MAPPING, Mode, OVERLAY_SOURCE, UPPER_MOUNT};
 use crate::partitions::Partition;
@@ -140,6 +140,29 @@ pub fn layers(seen: &Observed) -> Vec<Layer> {
 }
 
 impl Observed {
+    /// Why this boot is degraded; empty if it is not.
+    pub fn degraded(&self) -> Vec<String> {
+        match &self.report {
+            Some(report) => report.degraded.iter().map(Reason::to_string).collect(),
+            None => vec!["nemos-initrd left no report of this boot".to_owned()],
+        }
+    }
+
+    /// Whether what is written below `/var/lib/nemos` outlives this boot, or why not. Where it does not, nothing may be
+    /// accepted: it would be forgotten at the very reboot that was to carry it out.
+    pub fn memory(&self) -> Result<(), String> {
+        let target = Partition::State.mount_point().unwrap_or_default();
+        let layer = self.mount(target, "ext4", Partition::State.label());
+        if layer.state == LayerState::Failed {
+            return Err(format!("{} ({target}) is {}", Partition::State, layer.detail));
+        }
+        let unreadable = |reason: &&Reason| matches!(reason, Reason::StateUnreadable { .. });
+        match self.report.iter().flat_map(|report| &report.degraded).find(unreadable) {
+            Some(reason) => Err(reason.to_string()),
+            None => Ok(()),
+        }
+    }
+
     fn root(&self) -> Layer {
         let on = [LOWER_MOUNT, UPPER_MOUNT].map(str::to_owned).to_vec();
         let root = self.mounts.iter().find(|mount| mount.target == "/");
@@ -307,6 +330,16 @@ mod tests {
         let mut seen = healthy();
         seen.mappings[0].status = "C".into();
         assert_eq!(failed(&seen), ["verityRoot"]);
+    }
+
+    #[test]
+    fn the_device_remembers_only_on_its_own_partition() {
+        let mut seen = healthy();
+        assert_eq!(seen.memory(), Ok(()));
+        seen.mounts.last_mut().unwrap().fs_type = "tmpfs".into();
+        assert!(seen.memory().is_err());
+        seen.mounts.pop();
+        assert_eq!(seen.memory(), Err("p.lxstate (/var/lib/nemos) is not mounted".into()));
     }
 
     #[test]

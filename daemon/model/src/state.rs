@@ -37,6 +37,13 @@ pub enum Volume {
     Erased,
 }
 
+impl Volume {
+    /// Whether a volume with this LUKS UUID is the one that this device made.
+    pub fn is(self, found: Uuid) -> bool {
+        matches!(self, Volume::Provisioned { uuid } if uuid == found)
+    }
+}
+
 /// The document.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceState {
@@ -72,6 +79,8 @@ pub struct Request {
     pub key: Option<String>,
     /// Not to begin before this.
     pub not_before: Option<Timestamp>,
+    /// Reboot by itself when it is due.
+    pub reboot: bool,
 }
 
 /// Why a request was not taken.
@@ -147,6 +156,16 @@ impl DeviceState {
         self.jobs.iter().find(|job| !job.state.is_final())
     }
 
+    /// Resets that have ended, oldest first.
+    pub fn history(&self) -> impl Iterator<Item = &Job> {
+        self.jobs.iter().filter(|job| job.state.is_final() && matches!(job.kind, Kind::Reset { .. }))
+    }
+
+    /// How long the latest job took that was done here, in seconds: the best guess for the next one.
+    pub fn last_duration(&self) -> Option<u64> {
+        self.jobs.iter().rev().find(|job| job.state == JobState::Done)?.duration()
+    }
+
     /// Takes a request; `id` names the job if a new one is made.
     pub fn request(&mut self, request: Request, id: JobId, now: Timestamp) -> Result<Taken, NotTaken> {
         check_text("idempotency key", request.key.as_deref())?;
@@ -164,6 +183,7 @@ impl DeviceState {
         };
         self.push(Job {
             not_before: request.not_before,
+            reboot: request.reboot,
             key: request.key,
             ..Job::new(id, Kind::Reset { scope: request.scope }, state, request.by, now)
         });
@@ -174,6 +194,14 @@ impl DeviceState {
     pub fn cancel(&mut self, id: JobId, now: Timestamp) -> Result<(), NotTaken> {
         let job = self.jobs.iter_mut().find(|job| job.id == id).ok_or(NotTaken::NoSuchJob(id))?;
         Ok(job.cancel(now)?)
+    }
+
+    /// Makes the queued job due if its time has come while the system runs, and gives it back.
+    pub fn become_due(&mut self, now: Timestamp) -> Option<&Job> {
+        let is_due = |job: &Job| job.state == JobState::Queued && job.not_before.is_none_or(|due| due <= now);
+        let job = self.jobs.iter_mut().find(|job| is_due(job))?;
+        job.due().ok()?;
+        Some(job)
     }
 
     /// Decides, in the initrd, what this boot has to carry out before the overlay is opened, and begins it.
@@ -245,7 +273,7 @@ mod tests {
     }
 
     fn factory() -> Request {
-        Request { scope: Scope::Factory, by: somebody(), key: None, not_before: None }
+        Request { scope: Scope::Factory, by: somebody(), key: None, not_before: None, reboot: false }
     }
 
     fn id(n: u128) -> JobId {
@@ -304,6 +332,29 @@ mod tests {
         state.request(request, id(1), Timestamp(1)).unwrap();
         assert_eq!(state.begin_at_boot(id(2), Timestamp(99)), Ok(None));
         assert_eq!(state.begin_at_boot(id(3), Timestamp(100)), Ok(Some(id(1))));
+    }
+
+    #[test]
+    fn a_queued_job_becomes_due_while_the_system_runs() {
+        let mut state = provisioned();
+        let request = Request { not_before: Some(Timestamp(100)), reboot: true, ..factory() };
+        state.request(request, id(1), Timestamp(1)).unwrap();
+        assert_eq!(state.become_due(Timestamp(99)), None);
+        let job = state.become_due(Timestamp(100)).expect("its time has come");
+        assert_eq!((job.state, job.reboot), (JobState::WaitingForReboot, true));
+        assert_eq!(state.become_due(Timestamp(101)), None, "once is enough");
+    }
+
+    #[test]
+    fn history_holds_resets_that_ended_and_how_long_the_last_took() {
+        let mut state = DeviceState::shipped();
+        let first_boot = state.begin_at_boot(id(1), Timestamp(1)).unwrap().unwrap();
+        finish(&mut state, first_boot);
+        assert_eq!(state.last_duration(), Some(8));
+        state.request(factory(), id(2), Timestamp(10)).unwrap();
+        assert_eq!(state.history().count(), 0);
+        state.cancel(id(2), Timestamp(11)).unwrap();
+        assert_eq!(state.history().map(|job| job.id).collect::<Vec<_>>(), [id(2)]);
     }
 
     #[test]

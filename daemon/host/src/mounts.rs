@@ -1,0 +1,166 @@
+//! Mounting, unmounting, and what is mounted.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use nemos_model::stack::SeenMount;
+use rustix::fd::OwnedFd;
+use rustix::fs::CWD;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen, move_mount, unmount as unmount2,
+};
+use thiserror::Error;
+
+/// A mount that failed.
+#[derive(Debug, Error)]
+#[error("cannot mount {fs_type} from {source_name} on {}: {error}{explanation}", target.display())]
+pub struct MountError {
+    fs_type: &'static str,
+    source_name: String,
+    target: PathBuf,
+    error: io::Error,
+    /// What the kernel says beyond the error number.
+    explanation: String,
+}
+
+/// A file system to be mounted.
+#[derive(Debug, Clone)]
+pub struct Mount<'a> {
+    /// Type, as in `/proc/filesystems`.
+    pub fs_type: &'static str,
+    /// Device node, or a name.
+    pub source: &'a str,
+    /// Options with a value; those of the file system, not of the mount.
+    pub options: Vec<(&'static str, String)>,
+    /// Attributes of the mount.
+    pub attributes: MountAttrFlags,
+}
+
+impl<'a> Mount<'a> {
+    /// A file system without options, mounted read-write.
+    pub fn new(fs_type: &'static str, source: &'a str) -> Self {
+        Mount { fs_type, source, options: Vec::new(), attributes: MountAttrFlags::empty() }
+    }
+
+    /// Read-only: the file system itself as well as its mount.
+    #[must_use]
+    pub fn read_only(mut self) -> Self {
+        self.attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY;
+        self
+    }
+
+    /// Data only: no device nodes, no setuid programs.
+    #[must_use]
+    pub fn data_only(mut self) -> Self {
+        self.attributes |= MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOSUID;
+        self
+    }
+
+    /// Adds an option of the file system.
+    #[must_use]
+    pub fn option(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.options.push((name, value.into()));
+        self
+    }
+
+    /// Mounts it on `target`, which is made if it is not there.
+    pub fn on(&self, target: &Path) -> Result<(), MountError> {
+        let failed = |error: io::Error, explanation: String| MountError {
+            fs_type: self.fs_type,
+            source_name: self.source.to_owned(),
+            target: target.to_owned(),
+            error,
+            explanation,
+        };
+        fs::create_dir_all(target).map_err(|error| failed(error, String::new()))?;
+        let context =
+            fsopen(self.fs_type, FsOpenFlags::FSOPEN_CLOEXEC).map_err(|error| failed(error.into(), String::new()))?;
+        self.configure(&context, target).map_err(|error| failed(error.into(), messages(&context)))
+    }
+
+    fn configure(&self, context: &OwnedFd, target: &Path) -> rustix::io::Result<()> {
+        fsconfig_set_string(context, "source", self.source)?;
+        for (name, value) in &self.options {
+            fsconfig_set_string(context, *name, value.as_str())?;
+        }
+        if self.attributes.contains(MountAttrFlags::MOUNT_ATTR_RDONLY) {
+            fsconfig_set_flag(context, "ro")?;
+        }
+        fsconfig_create(context)?;
+        let mount = fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, self.attributes)?;
+        move_mount(&mount, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+    }
+}
+
+/// What the kernel has to say about a mount that failed: one message a read, `e overlay: ...`.
+fn messages(context: &OwnedFd) -> String {
+    let mut text = String::new();
+    let mut buffer = [0; 512];
+    while let Ok(length @ 1..) = rustix::io::read(context, &mut buffer) {
+        text.push_str("; ");
+        text.push_str(String::from_utf8_lossy(&buffer[..length]).trim_start_matches("e ").trim());
+    }
+    text
+}
+
+/// Unmounts what is mounted on `target`.
+pub fn unmount(target: &Path) -> io::Result<()> {
+    unmount2(target, UnmountFlags::empty()).map_err(|error| {
+        let error = io::Error::from(error);
+        io::Error::new(error.kind(), format!("cannot unmount {}: {error}", target.display()))
+    })
+}
+
+/// All mounts of this process's namespace, with their sizes.
+pub fn mounted() -> io::Result<Vec<SeenMount>> {
+    let text = fs::read_to_string("/proc/self/mountinfo")?;
+    Ok(text.lines().filter_map(parse_line).map(with_size).collect())
+}
+
+/// Reads a line of mountinfo; see `proc_pid_mountinfo(5)`. Read-only means the file system, not one mount of it:
+/// a service that systemd confines sees its own mounts read-only.
+fn parse_line(line: &str) -> Option<SeenMount> {
+    let (mount, file_system) = line.split_once(" - ")?;
+    let target = unescape(mount.split(' ').nth(4)?);
+    let mut fields = file_system.split(' ');
+    let fs_type = fields.next()?.to_owned();
+    let source = unescape(fields.next()?);
+    let read_only = fields.next()?.split(',').any(|option| option == "ro");
+    Some(SeenMount { target, source, fs_type, read_only, size: 0, used: 0 })
+}
+
+/// Undoes the kernel's octal escapes of space, tab, newline and backslash.
+fn unescape(field: &str) -> String {
+    field.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
+}
+
+fn with_size(mount: SeenMount) -> SeenMount {
+    match rustix::fs::statvfs(mount.target.as_str()) {
+        Ok(stat) => {
+            let size = stat.f_blocks * stat.f_frsize;
+            SeenMount { size, used: size - stat.f_bfree * stat.f_frsize, ..mount }
+        }
+        Err(_) => mount,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_is_read_from_its_line() {
+        let line = "36 25 252:1 / /run/ne\\040mos rw,noatime shared:1 - xfs /dev/mapper/luks ro,attr2,noquota";
+        let mount = parse_line(line).unwrap();
+        assert_eq!((mount.target.as_str(), mount.source.as_str()), ("/run/ne mos", "/dev/mapper/luks"));
+        assert_eq!(mount.fs_type, "xfs");
+        assert!(mount.read_only, "the file system is read-only, whatever its mount is");
+    }
+
+    #[test]
+    fn a_line_of_another_form_is_passed_over() {
+        assert_eq!(parse_line("36 25 252:1 / /run rw"), None);
+    }
+}

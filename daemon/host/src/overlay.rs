@@ -1,0 +1,250 @@
+//! The overlay's volume: LUKS2 with integrity, XFS in it; and the overlay mount itself.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Seek, SeekFrom, Write};
+use std::os::raw::{c_int, c_void};
+use std::path::{Path, PathBuf};
+
+use libcryptsetup_rs::consts::flags::{CryptActivate, CryptDeactivate, CryptPbkdf, CryptVolumeKey, CryptWipe};
+use libcryptsetup_rs::consts::vals::{CryptKdf, CryptStatusInfo, CryptWipePattern, EncryptionFormat};
+use libcryptsetup_rs::{CryptParamsLuks2, CryptParamsLuks2Ref, CryptPbkdfType, Either, LibcryptErr};
+use nemos_model::keys::{OVERLAY_CIPHER, OVERLAY_SECTOR_BYTES};
+use nemos_model::overlay::{LUKS_MAPPING, OVERLAY_SOURCE};
+use thiserror::Error;
+use uuid::Uuid;
+
+use crate::command::CommandError;
+use crate::cryptsetup::{self, CryptError};
+use crate::keys::Secret;
+use crate::mkfs;
+use crate::mounts::{self, Mount, MountError};
+
+/// Mapping that exists only while a new volume is written for the first time.
+const WIPE_MAPPING: &str = "nemos-wipe";
+/// Bytes written at once by the first write of a volume.
+const WIPE_CHUNK: usize = 1 << 20;
+/// Bytes that libcryptsetup puts before the data of a LUKS2 volume by default: both headers and all key slots.
+const LUKS2_AREA: u64 = 16 << 20;
+
+/// A problem with the overlay's volume.
+#[derive(Debug, Error)]
+pub enum OverlayError {
+    /// libcryptsetup refused.
+    #[error(transparent)]
+    Crypt(#[from] CryptError),
+    /// A program failed.
+    #[error(transparent)]
+    Command(#[from] CommandError),
+    /// A mount failed.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// Writing or reading failed.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which device or file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A header that should be gone still opens.
+    #[error("{} still has a LUKS header after it was overwritten: the device does not keep what is written", path.display())]
+    StillThere {
+        /// The partition.
+        path: PathBuf,
+    },
+}
+
+fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OverlayError {
+    move |source| OverlayError::Io { action, path: path.to_owned(), source }
+}
+
+/// Device node of the open volume.
+pub fn mapping() -> PathBuf {
+    PathBuf::from(format!("/dev/mapper/{LUKS_MAPPING}"))
+}
+
+/// Overwrites both LUKS2 headers and every key slot, and checks that nothing of them is left.
+///
+/// The bytes are overwritten before they are discarded: a discard alone may do nothing.
+pub fn destroy_keys(partition: &Path) -> Result<(), OverlayError> {
+    close(partition)?;
+    let mut device = OpenOptions::new().write(true).open(partition).map_err(io_error("open", partition))?;
+    let size = device.seek(SeekFrom::End(0)).map_err(io_error("measure", partition))?;
+    device.rewind().map_err(io_error("overwrite", partition))?;
+    let zeros = vec![0; WIPE_CHUNK];
+    let mut left = header_area(partition).min(size);
+    while left > 0 {
+        let chunk = zeros.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        device.write_all(&zeros[..chunk]).map_err(io_error("overwrite", partition))?;
+        left -= chunk as u64;
+    }
+    device.sync_all().map_err(io_error("overwrite", partition))?;
+    match uuid(partition) {
+        Err(_) => Ok(()),
+        Ok(_) => Err(OverlayError::StillThere { path: partition.to_owned() }),
+    }
+}
+
+/// Bytes before the data: what the header says, and never less than what a header of ours takes.
+fn header_area(partition: &Path) -> u64 {
+    let sectors = cryptsetup::with("read the header of", partition, |device| {
+        device.context_handle().load::<()>(Some(EncryptionFormat::Luks2), None)?;
+        Ok(device.status_handle().get_data_offset())
+    });
+    sectors.map_or(LUKS2_AREA, |sectors| (sectors * 512).max(LUKS2_AREA))
+}
+
+/// The UUID of the volume on a partition, from whichever copy of its header is whole.
+pub fn uuid(partition: &Path) -> Result<Uuid, CryptError> {
+    cryptsetup::with("read the header of", partition, |device| {
+        device.context_handle().load::<()>(Some(EncryptionFormat::Luks2), None)?;
+        device.status_handle().get_uuid()
+    })
+}
+
+/// Makes a new volume with a volume key of its own, which `secret` opens, and writes every sector of it once: a
+/// sector that was never written has no valid tag, and reads as damage.
+///
+/// `progress` is called with bytes written and bytes in all.
+pub fn create_volume(
+    partition: &Path,
+    secret: &Secret,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Uuid, OverlayError> {
+    close(partition)?;
+    let uuid = Uuid::new_v4();
+    cryptsetup::with("make an encrypted volume on", partition, |device| {
+        let parameters = CryptParamsLuks2 {
+            pbkdf: Some(key_file_pbkdf()),
+            integrity: Some(OVERLAY_CIPHER.integrity.to_owned()),
+            // Anything but None is refused with EINVAL for LUKS2.
+            integrity_params: None,
+            data_alignment: 0,
+            data_device: None,
+            sector_size: OVERLAY_SECTOR_BYTES,
+            label: None,
+            subsystem: None,
+        };
+        let mut parameters: CryptParamsLuks2Ref<'_> = (&parameters).try_into()?;
+        let cipher = (OVERLAY_CIPHER.name, OVERLAY_CIPHER.mode);
+        let key = Either::Right(OVERLAY_CIPHER.volume_key_bytes);
+        device.context_handle().format(EncryptionFormat::Luks2, cipher, Some(uuid), key, Some(&mut parameters))?;
+        device.keyslot_handle().add_by_key(None, None, secret.expose(), CryptVolumeKey::empty())?;
+        Ok(())
+    })?;
+    write_every_sector(partition, secret, progress)?;
+    Ok(uuid)
+}
+
+/// A key file is not guessed word by word: stretching it would cost time at every boot and protect nothing.
+fn key_file_pbkdf() -> CryptPbkdfType {
+    CryptPbkdfType {
+        type_: CryptKdf::Pbkdf2,
+        hash: Some("sha256".to_owned()),
+        time_ms: 0,
+        iterations: 1000,
+        max_memory_kb: 0,
+        parallel_threads: 0,
+        flags: CryptPbkdf::NO_BENCHMARK,
+    }
+}
+
+/// Without dm-integrity's journal, as cryptsetup does it: an interrupted first write is begun again anyway.
+fn write_every_sector(
+    partition: &Path,
+    secret: &Secret,
+    mut progress: &mut dyn FnMut(u64, u64),
+) -> Result<(), OverlayError> {
+    let flags = CryptActivate::PRIVATE | CryptActivate::NO_JOURNAL;
+    cryptsetup::with("write every sector of the volume on", partition, |device| {
+        device.context_handle().load::<()>(Some(EncryptionFormat::Luks2), None)?;
+        device.activate_handle().activate_by_passphrase(Some(WIPE_MAPPING), None, secret.expose(), flags)?;
+        let mapping = PathBuf::from(format!("/dev/mapper/{WIPE_MAPPING}"));
+        let written = device.wipe_handle().wipe(
+            &mapping,
+            CryptWipePattern::Zero,
+            0,
+            0,
+            WIPE_CHUNK,
+            CryptWipe::empty(),
+            Some(report_progress),
+            Some(&mut progress),
+        );
+        let closed = device.activate_handle().deactivate(WIPE_MAPPING, CryptDeactivate::empty());
+        written.and(closed)
+    })?;
+    Ok(())
+}
+
+/// # Safety
+/// libcryptsetup calls it with the pointer that was given to `wipe` along with it: a `&mut &mut dyn FnMut(u64, u64)`.
+unsafe extern "C" fn report_progress(size: u64, offset: u64, progress: *mut c_void) -> c_int {
+    // SAFETY: it is the reference given to `wipe`, which nobody else uses until `wipe` returns.
+    let progress = unsafe { &mut *progress.cast::<&mut dyn FnMut(u64, u64)>() };
+    progress(offset, size);
+    0
+}
+
+/// Opens the volume as [`LUKS_MAPPING`], and returns its UUID.
+pub fn open(partition: &Path, secret: &Secret) -> Result<Uuid, CryptError> {
+    cryptsetup::with("open the encrypted volume on", partition, |device| {
+        device.context_handle().load::<()>(Some(EncryptionFormat::Luks2), None)?;
+        let flags = CryptActivate::empty();
+        device.activate_handle().activate_by_passphrase(Some(LUKS_MAPPING), None, secret.expose(), flags)?;
+        device.status_handle().get_uuid()
+    })
+}
+
+/// Closes the volume, and what an interrupted first write left open. Nothing open is fine.
+pub fn close(partition: &Path) -> Result<(), CryptError> {
+    cryptsetup::with("close the encrypted volume on", partition, |device| {
+        for name in [WIPE_MAPPING, LUKS_MAPPING] {
+            if is_open(name)? {
+                device.activate_handle().deactivate(name, CryptDeactivate::empty())?;
+            }
+        }
+        Ok(())
+    })
+}
+
+fn is_open(name: &str) -> Result<bool, LibcryptErr> {
+    let status = libcryptsetup_rs::status(None, name)?;
+    Ok(matches!(status, CryptStatusInfo::Active | CryptStatusInfo::Busy))
+}
+
+/// Makes the overlay's XFS in the open volume, with the folders that an overlay needs.
+pub fn create_file_system(scratch: &Path) -> Result<(), OverlayError> {
+    let mapping = mapping();
+    mkfs::xfs(&mapping, "overlay")?;
+    mount_file_system(scratch)?;
+    let made = ["upper", "work"].iter().try_for_each(|name| fs::create_dir(scratch.join(name)));
+    let synced = made.and_then(|()| File::open(scratch)).and_then(|folder| Ok(rustix::fs::syncfs(folder)?));
+    let unmounted = mounts::unmount(scratch);
+    synced.and(unmounted).map_err(io_error("prepare the file system on", &mapping))
+}
+
+/// Mounts the overlay's XFS.
+pub fn mount_file_system(target: &Path) -> Result<(), OverlayError> {
+    Ok(Mount::new("xfs", &mapping().to_string_lossy()).on(target)?)
+}
+
+/// Mounts memory in its place, with the folders that an overlay needs: for this boot only.
+pub fn mount_volatile(target: &Path) -> Result<(), OverlayError> {
+    Mount::new("tmpfs", "tmpfs").option("mode", "0755").on(target)?;
+    ["upper", "work"]
+        .iter()
+        .try_for_each(|name| fs::create_dir(target.join(name)))
+        .map_err(io_error("prepare the memory on", target))
+}
+
+/// Joins the read-only `lower` and what is mounted on `upper` on `target`.
+pub fn mount_overlay(lower: &Path, upper: &Path, target: &Path) -> Result<(), OverlayError> {
+    Mount::new("overlay", OVERLAY_SOURCE)
+        .option("lowerdir", lower.to_string_lossy())
+        .option("upperdir", upper.join("upper").to_string_lossy())
+        .option("workdir", upper.join("work").to_string_lossy())
+        .on(target)?;
+    Ok(())
+}

@@ -1,0 +1,55 @@
+//! Looks at the storage of the running system.
+
+use std::path::Path;
+
+use devicemapper::{DM, DevId, DmName, DmOptions};
+use nemos_model::boot::REPORT_FILE;
+use nemos_model::integrity::VERITY_MAPPING;
+use nemos_model::overlay::{INTEGRITY_MAPPING, LUKS_MAPPING};
+use nemos_model::stack::{Observed, SeenMapping};
+use tracing::warn;
+
+use crate::boot::read_report;
+use crate::mounts::mounted;
+use crate::partitions::Disk;
+
+/// What can be seen now. What cannot be seen is missing from it, and the log says why.
+pub fn observe() -> Observed {
+    let report = read_report(Path::new(REPORT_FILE)).unwrap_or_else(|error| {
+        warn!(%error, "no boot report");
+        None
+    });
+    let partitions = report.as_ref().map(|report| Disk::named(&report.disk).partitions()).unwrap_or_default();
+    let mounts = mounted().unwrap_or_else(|error| {
+        warn!(%error, "the mounts cannot be read");
+        Vec::new()
+    });
+    Observed { partitions, mappings: mappings(), mounts, report }
+}
+
+fn mappings() -> Vec<SeenMapping> {
+    match DM::new() {
+        Ok(dm) => [VERITY_MAPPING, LUKS_MAPPING, INTEGRITY_MAPPING]
+            .into_iter()
+            .filter_map(|name| mapping(&dm, name))
+            .collect(),
+        Err(error) => {
+            warn!(%error, "device-mapper cannot be asked");
+            Vec::new()
+        }
+    }
+}
+
+/// The status of a mapping; never its table, which for dm-crypt holds the key.
+fn mapping(dm: &DM, name: &str) -> Option<SeenMapping> {
+    let id = DevId::Name(DmName::new(name).ok()?);
+    let (_, targets) = dm.table_status(&id, DmOptions::default()).ok()?;
+    let [(_, sectors, target, status)] = targets.as_slice() else { return None };
+    Some(SeenMapping {
+        name: name.to_owned(),
+        target: target.clone(),
+        status: status.clone(),
+        device: format!("/dev/mapper/{name}"),
+        size: sectors * 512,
+    })
+}

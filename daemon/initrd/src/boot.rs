@@ -1,0 +1,125 @@
+//! The boot, from the disk to a root that can be switched to.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use nemos_host::boot::{ReportError, write_report};
+use nemos_host::integrity::{RootError, open_root, read_through};
+use nemos_host::mounts::{Mount, MountError, unmount};
+use nemos_host::partitions::{Disk, DiskError};
+use nemos_host::state::Store;
+use nemos_model::boot::{BadCommandLine, BootReport, CommandLine, REPORT_FILE, REPORT_VERSION, Reason};
+use nemos_model::overlay::LOWER_MOUNT;
+use nemos_model::partitions::Partition;
+use thiserror::Error;
+use tracing::{error, info};
+
+use crate::overlay::{self, Opened};
+use crate::reset::{self, Done};
+
+/// Where systemd's initrd expects the root.
+const SYSROOT: &str = "/sysroot";
+/// Where `p.lxstate` is while the initrd works on it.
+const STATE: &str = "/run/nemos/state";
+/// How long a disk may take to appear: USB and network disks are slow.
+const APPEAR: Duration = Duration::from_secs(30);
+
+/// Why a boot must not go on.
+#[derive(Debug, Error)]
+pub enum Refused {
+    /// `/proc/cmdline` cannot be read.
+    #[error("cannot read /proc/cmdline: {0}")]
+    NoCommandLine(io::Error),
+    /// It does not say what to boot.
+    #[error(transparent)]
+    CommandLine(#[from] BadCommandLine),
+    /// There is no disk to boot.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// The root is not the one that was shipped.
+    #[error("{0}. The root file system is damaged or was changed: write the image anew")]
+    Root(#[from] RootError),
+    /// The root, or what takes the overlay's place, cannot be mounted.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// Not even memory can take the overlay's place.
+    #[error(transparent)]
+    Overlay(#[from] nemos_host::overlay::OverlayError),
+    /// The report cannot be left.
+    #[error(transparent)]
+    Report(#[from] ReportError),
+}
+
+/// Opens, carries out, mounts and reports.
+pub fn boot() -> Result<(), Refused> {
+    let command_line = fs::read_to_string("/proc/cmdline").map_err(Refused::NoCommandLine)?;
+    let CommandLine { root_hash } = CommandLine::parse(&command_line)?;
+    let disk = Disk::booted(APPEAR)?;
+    info!("booting from {}", disk.device.display());
+
+    let readonly = disk.partition(Partition::Readonly, APPEAR)?;
+    let root = open_root(&readonly, root_hash)?;
+    let lower = Path::new(LOWER_MOUNT);
+    Mount::new("squashfs", &root.to_string_lossy()).read_only().on(lower)?;
+    // What takes over next is read now, while this program can still say what is wrong with it.
+    read_through(&lower.join("sbin/init"))?;
+
+    let sysroot = Path::new(SYSROOT);
+    let done = with_state(&disk, |store| reset::carry_out(store, &disk));
+    let opened = overlay::open(&disk, done.volume, lower, sysroot)?;
+
+    let mut degraded = done.degraded;
+    degraded.extend(opened.degraded.clone());
+    degraded.extend(mount_others(&disk, sysroot));
+    for reason in &degraded {
+        error!("degraded: {reason}");
+    }
+    let Opened { mode, volume, provider, .. } = opened;
+    let disk = disk.device.to_string_lossy().into_owned();
+    let report =
+        BootReport { version: REPORT_VERSION, disk, root_hash, mode, volume, provider, job: done.job, degraded };
+    write_report(Path::new(REPORT_FILE), &report)?;
+    info!("the root is ready, its overlay is {mode}");
+    Ok(())
+}
+
+/// Works on the state store while `p.lxstate` is mounted for it. A state that cannot be used means that nothing is
+/// carried out: a request that cannot be read is not a request.
+fn with_state(disk: &Disk, work: impl FnOnce(&Store) -> Done) -> Done {
+    let folder = Path::new(STATE);
+    let unusable = |error: &dyn std::error::Error| Done::nothing(Reason::StateUnreadable { error: error.to_string() });
+    if let Err(error) = mount(disk, Partition::State, folder) {
+        return Done::nothing(Reason::StateUnreadable { error });
+    }
+    let done = match Store::open(folder) {
+        Ok(store) => work(&store),
+        Err(error) => unusable(&error),
+    };
+    if let Err(error) = unmount(folder) {
+        error!("{error}");
+    }
+    done
+}
+
+/// Mounts what has a place of its own below the root. The device comes up without what cannot be mounted.
+fn mount_others(disk: &Disk, sysroot: &Path) -> Vec<Reason> {
+    let places = Partition::ALL.into_iter().filter_map(|partition| Some((partition, partition.mount_point()?)));
+    let mounted = places.map(|(partition, place)| {
+        let target = sysroot.join(place.trim_start_matches('/'));
+        mount(disk, partition, &target).map_err(|error| Reason::NotMounted { partition, error })
+    });
+    mounted.filter_map(Result::err).collect()
+}
+
+fn mount(disk: &Disk, partition: Partition, target: &Path) -> Result<(), String> {
+    let device = disk.partition(partition, APPEAR).map_err(|error| error.to_string())?;
+    let source = device.to_string_lossy();
+    let mount = match partition {
+        Partition::OciStorage => Mount::new("xfs", &source),
+        Partition::OciPreloaded => Mount::new("squashfs", &source).read_only(),
+        _ => Mount::new("ext4", &source).option("errors", "remount-ro").data_only(),
+    };
+    mount.on(target).map_err(|error| error.to_string())
+}

@@ -1,0 +1,83 @@
+//! Opens the overlay, or puts memory in its place.
+
+use std::path::Path;
+use std::time::Duration;
+
+use nemos_host::keys::read_key_file;
+use nemos_host::mounts::unmount;
+use nemos_host::overlay::{self as host, OverlayError};
+use nemos_host::partitions::Disk;
+use nemos_model::boot::Reason;
+use nemos_model::keys::{DEMO_KEY_FILE, Provider};
+use nemos_model::overlay::{Mode, UPPER_MOUNT};
+use nemos_model::partitions::Partition;
+use nemos_model::state::Volume;
+use tracing::warn;
+use uuid::Uuid;
+
+/// How long the partition may take to appear.
+const APPEAR: Duration = Duration::from_secs(10);
+
+/// How the overlay was opened.
+pub struct Opened {
+    /// Where changes to the root go.
+    pub mode: Mode,
+    /// The volume, if it is open.
+    pub volume: Option<Uuid>,
+    /// What opened it.
+    pub provider: Option<Provider>,
+    /// Why it is not as it should be.
+    pub degraded: Option<Reason>,
+}
+
+/// Mounts the overlay on `sysroot`: on the encrypted volume, or, if that cannot be, in memory. Erases nothing.
+///
+/// `expected` is what the state says of the volume; `None` if the state cannot be read, and then any volume that
+/// the key opens will do.
+pub fn open(disk: &Disk, expected: Option<Volume>, lower: &Path, sysroot: &Path) -> Result<Opened, OverlayError> {
+    let upper = Path::new(UPPER_MOUNT);
+    let reason = match expected {
+        Some(Volume::NeverProvisioned | Volume::Erased) => Reason::OverlayMissing,
+        _ => match open_volume(disk, expected, upper) {
+            Ok(volume) => match host::mount_overlay(lower, upper, sysroot) {
+                Ok(()) => {
+                    let provider = Some(Provider::DemoKey);
+                    return Ok(Opened { mode: Mode::Persistent, volume: Some(volume), provider, degraded: None });
+                }
+                Err(error) => {
+                    leave(disk, upper);
+                    Reason::OverlayDamaged { error: error.to_string() }
+                }
+            },
+            Err(error) => Reason::OverlayDamaged { error },
+        },
+    };
+    host::mount_volatile(upper)?;
+    host::mount_overlay(lower, upper, sysroot)?;
+    Ok(Opened { mode: Mode::Volatile, volume: None, provider: None, degraded: Some(reason) })
+}
+
+fn open_volume(disk: &Disk, expected: Option<Volume>, upper: &Path) -> Result<Uuid, String> {
+    let partition = disk.partition(Partition::Root, APPEAR).map_err(|error| error.to_string())?;
+    let found = host::uuid(&partition).map_err(|error| error.to_string())?;
+    if expected.is_some_and(|volume| !volume.is(found)) {
+        return Err(format!("the volume on {} has UUID {found}: this device did not make it", partition.display()));
+    }
+    let secret = read_key_file(Path::new(DEMO_KEY_FILE)).map_err(|error| error.to_string())?;
+    host::open(&partition, &secret).map_err(|error| error.to_string())?;
+    host::mount_file_system(upper).map_err(|error| {
+        leave(disk, upper);
+        error.to_string()
+    })?;
+    Ok(found)
+}
+
+/// Undoes what was opened, so that memory can take its place.
+fn leave(disk: &Disk, upper: &Path) {
+    // Nothing is mounted if mounting is what failed.
+    let _ = unmount(upper);
+    let closed = disk.partition(Partition::Root, APPEAR).map(|partition| host::close(&partition));
+    if let Ok(Err(error)) = closed {
+        warn!("{error}");
+    }
+}
