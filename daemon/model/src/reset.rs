@@ -163,7 +163,7 @@ impl Plan {
     /// The plan's name. It changes when the device does: with its partitions and with the volume that would be erased,
     /// but not with every byte that is written.
     pub fn id(&self) -> Uuid {
-        const PLANS: Uuid = uuid!("6a1d2a52-52c5-4f1c-8c77-8a5b1a1d2f0e");
+        const PLANS: Uuid = uuid!("3d11b5cc-7e2d-4faf-b7ef-77b83176e567");
         let text = self.erased.iter().fold(format!("{} {:?}", self.scope, self.volume), |text, erased| {
             format!("{text}\n{} {} {:?}", erased.partition, erased.how, erased.size)
         });
@@ -206,8 +206,9 @@ mod tests {
     }
 
     fn provisioned(volume: u128) -> DeviceState {
-        let uuid = Uuid::from_u128(volume);
-        DeviceState { volume: Volume::Provisioned { uuid }, ..DeviceState::shipped() }
+        let mut state = DeviceState::shipped();
+        state.volume = Volume::Provisioned { uuid: Uuid::from_u128(volume) };
+        state
     }
 
     fn seen(home_used: u64) -> Observed {
