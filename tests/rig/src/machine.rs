@@ -1,0 +1,91 @@
+//! Outside: starts User-Mode Linux with this very program as its first process, and waits for the verdict.
+
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use rustix::fs::{StatVfsMountFlags, statvfs};
+use rustix::io::{FdFlags, dup, fcntl_setfd};
+
+use crate::init::{self, Shared};
+
+const KERNEL: &str = "linux.uml";
+const MEMORY: u64 = 1536 << 20;
+
+/// Runs this program, with its arguments, as root inside User-Mode Linux. Returns its exit status.
+pub(crate) fn run_this_program_again() -> Result<u8> {
+    let folder = tempfile::Builder::new().prefix("nemos-rig-").tempdir().context("cannot make a temporary folder")?;
+    let shared = Shared(folder.path());
+    shared.describe_this_call().with_context(|| format!("cannot prepare {}", folder.path().display()))?;
+    let log = folder.path().join("console");
+    let ended = wait(&mut start(&shared, File::create(&log)?)?)?;
+    match shared.status() {
+        Some(status) => Ok(status),
+        None => bail!(
+            "the test machine did not come to its end ({ended}); its console said:\n{}",
+            fs::read_to_string(log).unwrap_or_default()
+        ),
+    }
+}
+
+fn start(shared: &Shared, console: File) -> Result<Child> {
+    let folder = shared.0.to_str().filter(|folder| !folder.contains([' ', '"', ',']));
+    let folder = folder.with_context(|| format!("TMPDIR: {} has a space, quote or comma in it", shared.0.display()))?;
+    let output = inherited_output()?;
+    let mut kernel = Command::new(KERNEL);
+    kernel
+        .arg(format!("mem={}M", MEMORY >> 20))
+        // The host's root, read-only: init puts a tmpfs over it.
+        .args(["root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", "quiet"])
+        .arg(format!("init={}", shared.program().display()))
+        .arg(format!("{}={folder}", init::SHARED))
+        .arg(format!("uml_dir={folder}/"))
+        // The kernel's console is our child's standard output, the first serial line our own.
+        .args(["con=null", "con0=null,fd:1", "ssl=null"])
+        .arg(format!("ssl0=null,fd:{}", output.as_raw_fd()))
+        .env("TMPDIR", memory_folder())
+        .stdin(Stdio::null())
+        .stderr(console.try_clone()?)
+        .stdout(console);
+    kernel.spawn().map_err(|error| match error.kind() {
+        ErrorKind::NotFound => anyhow!(
+            "these tests need device-mapper, and get it from User-Mode Linux, which is not here: apt-get install user-mode-linux"
+        ),
+        _ => anyhow!("cannot start {KERNEL}: {error}"),
+    })
+}
+
+/// Our standard output under a number that a child inherits.
+fn inherited_output() -> Result<OwnedFd> {
+    let output = dup(rustix::stdio::stdout()).context("cannot duplicate the standard output")?;
+    fcntl_setfd(&output, FdFlags::empty()).context("cannot pass the standard output on")?;
+    Ok(output)
+}
+
+/// Where User-Mode Linux can keep its memory, which it has to execute from; in memory, if there is room.
+fn memory_folder() -> PathBuf {
+    let shm = Path::new("/dev/shm");
+    let fits = statvfs(shm)
+        .is_ok_and(|fs| !fs.f_flag.contains(StatVfsMountFlags::NOEXEC) && fs.f_bavail * fs.f_frsize >= MEMORY);
+    if fits { shm.to_owned() } else { std::env::temp_dir() }
+}
+
+fn wait(kernel: &mut Child) -> Result<ExitStatus> {
+    // Init ends the machine in time. This is for a kernel that hangs.
+    let limit = init::LIMIT + Duration::from_secs(30);
+    let begin = Instant::now();
+    loop {
+        if let Some(status) = kernel.try_wait().context("cannot wait for the test machine")? {
+            return Ok(status);
+        }
+        if begin.elapsed() > limit {
+            kernel.kill().context("cannot end the test machine")?;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+}
