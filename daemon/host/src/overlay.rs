@@ -214,8 +214,17 @@ fn is_open(name: &str) -> Result<bool, LibcryptErr> {
     Ok(matches!(status, CryptStatusInfo::Active | CryptStatusInfo::Busy))
 }
 
+/// Makes the overlay's file system in a volume that [`create_volume`] made, and leaves the volume closed.
+pub fn create_overlay(partition: &Path, secret: &Secret, scratch: &Path) -> Result<(), OverlayError> {
+    close(partition)?;
+    open(partition, secret)?;
+    let made = create_file_system(scratch);
+    close(partition)?;
+    made
+}
+
 /// Makes the overlay's XFS in the open volume, with the folders that an overlay needs.
-pub fn create_file_system(scratch: &Path) -> Result<(), OverlayError> {
+fn create_file_system(scratch: &Path) -> Result<(), OverlayError> {
     let mapping = mapping();
     mkfs::xfs(&mapping, "overlay")?;
     mount_file_system(scratch)?;

@@ -72,6 +72,15 @@ impl Step {
     const FACTORY: &'static [Step] =
         &[Step::DestroyKeys, Step::CreateVolume, Step::CreateOverlay, Step::FormatOciStorage, Step::FormatHome];
 
+    /// The partition that the step writes to; it writes to no other.
+    pub const fn partition(self) -> Partition {
+        match self {
+            Step::DestroyKeys | Step::CreateVolume | Step::CreateOverlay => Partition::Root,
+            Step::FormatOciStorage => Partition::OciStorage,
+            Step::FormatHome => Partition::Home,
+        }
+    }
+
     /// The name used in files and on the bus.
     pub const fn name(self) -> &'static str {
         match self {
@@ -181,6 +190,16 @@ pub enum Erasure {
     Formatted,
 }
 
+impl Erasure {
+    /// The name used on the bus.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Erasure::KeyDestroyed => "key-destroyed",
+            Erasure::Formatted => "formatted",
+        }
+    }
+}
+
 impl fmt::Display for Erasure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -237,6 +256,12 @@ mod tests {
         let plan = |used, volume| Plan::new(Scope::Factory, &seen(used), &provisioned(volume)).id();
         assert_eq!(plan(17, 1), plan(18, 1));
         assert_ne!(plan(17, 1), plan(17, 2), "the volume is not the one that was looked at");
+    }
+
+    #[test]
+    fn every_step_writes_only_what_the_reset_says_it_erases() {
+        let erased: Vec<_> = Scope::Factory.erased().iter().map(|(partition, _)| *partition).collect();
+        assert!(Scope::Factory.steps().iter().all(|step| erased.contains(&step.partition())));
     }
 
     #[test]
