@@ -1,3 +1,29 @@
 //! The D-Bus contract of nemos: names, wire types, errors and client proxies.
+//!
+//! Everything carries its version in its name. It grows by new keys in dictionaries and by new members, never by a
+//! changed signature. The same contract as XML is `org.nemos.Device1.xml` in `/usr/share/dbus-1/interfaces`; a test
+//! of nemosd holds the running service against it.
 
 #![forbid(unsafe_code)]
+
+pub mod error;
+pub mod job;
+pub mod manager;
+pub mod options;
+pub mod reset;
+
+pub use error::{CallError, Error, ErrorKind};
+
+/// The name on the system bus.
+pub const BUS_NAME: &str = "org.nemos.Device1";
+
+/// The device: Manager, Reset, and the `ObjectManager` of all jobs.
+pub const PATH: &str = "/org/nemos/Device1";
+
+/// polkit's names for what may be asked. Each verb has its own, so that an agent can be given exactly one.
+pub mod action {
+    /// Take the device back to its factory state.
+    pub const RESET_FACTORY: &str = "org.nemos.device1.reset.factory";
+    /// Take back a job that has not begun.
+    pub const JOB_CANCEL: &str = "org.nemos.device1.job.cancel";
+}

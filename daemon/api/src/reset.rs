@@ -1,0 +1,180 @@
+//! Back to the image as it was shipped.
+
+use nemos_model::Timestamp;
+use nemos_model::reset::{Erased, Plan, Scope, Step};
+use zbus::{DeserializeDict, OwnedObjectPath, SerializeDict, Type, proxy};
+
+use crate::job::JobRecord;
+use crate::options::{Dictionary, Options};
+use crate::{CallError, Error};
+
+/// The Reset interface.
+#[proxy(
+    interface = "org.nemos.Device1.Reset",
+    default_service = "org.nemos.Device1",
+    default_path = "/org/nemos/Device1"
+)]
+pub trait Reset {
+    /// What a reset would do: the plan's name, and the plan.
+    fn plan(&self, options: PlanOptions) -> Result<(String, PlanRecord), CallError>;
+
+    /// Asks for a reset; gives back its job.
+    #[zbus(allow_interactive_auth)]
+    fn request(&self, scope: &str, options: RequestOptions) -> Result<OwnedObjectPath, CallError>;
+
+    /// The reset that has not ended, or `/`.
+    #[zbus(property)]
+    fn pending(&self) -> Result<OwnedObjectPath, CallError>;
+
+    /// Resets that have ended, oldest first; keys as the properties of a job.
+    #[zbus(property)]
+    fn history(&self) -> Result<Vec<JobRecord>, CallError>;
+}
+
+/// Options of `Plan`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, SerializeDict, Type)]
+#[zbus(signature = "a{sv}")]
+pub struct PlanOptions {
+    /// Scope of the reset; `factory` if not given.
+    pub scope: Option<String>,
+}
+
+impl PlanOptions {
+    /// Reads what a caller sent.
+    pub fn parse(dictionary: Dictionary) -> Result<Self, Error> {
+        let mut options = Options::new(dictionary);
+        let read = PlanOptions { scope: options.take("scope")? };
+        options.finish().map(|()| read)
+    }
+}
+
+/// Options of `Request`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, SerializeDict, Type)]
+#[zbus(signature = "a{sv}", rename_all = "kebab-case")]
+pub struct RequestOptions {
+    /// Idempotency key: asking again with it gives back the same job.
+    pub key: Option<String>,
+    /// A label for the caller's own records.
+    pub label: Option<String>,
+    /// Not to begin before this, in seconds since the epoch.
+    pub not_before: Option<u64>,
+    /// Reboot as soon as the job is due.
+    pub reboot: Option<bool>,
+    /// Name of the plan that was shown; refused if it would be another now.
+    pub plan: Option<String>,
+}
+
+impl RequestOptions {
+    /// Reads what a caller sent.
+    pub fn parse(dictionary: Dictionary) -> Result<Self, Error> {
+        let mut options = Options::new(dictionary);
+        let read = RequestOptions {
+            key: options.take("key")?,
+            label: options.take("label")?,
+            not_before: options.take("not-before")?,
+            reboot: options.take("reboot")?,
+            plan: options.take("plan")?,
+        };
+        options.finish().map(|()| read)
+    }
+
+    /// The earliest time, if one was given.
+    pub fn not_before(&self) -> Option<Timestamp> {
+        self.not_before.map(Timestamp)
+    }
+}
+
+/// A [`Plan`] on the wire.
+#[derive(Debug, Clone, PartialEq, Eq, SerializeDict, DeserializeDict, Type)]
+#[zbus(signature = "a{sv}")]
+pub struct PlanRecord {
+    /// `factory`.
+    pub scope: String,
+    /// What goes.
+    pub erased: Vec<ErasedEntry>,
+    /// Labels of the partitions that stay as they are.
+    pub kept: Vec<String>,
+    /// What is made anew, step by step.
+    pub steps: Vec<String>,
+    /// How long it takes; not there if this device never did it.
+    pub seconds: Option<u64>,
+}
+
+/// A partition whose contents go.
+#[derive(Debug, Clone, PartialEq, Eq, SerializeDict, DeserializeDict, Type)]
+#[zbus(signature = "a{sv}")]
+pub struct ErasedEntry {
+    /// Its label.
+    pub partition: String,
+    /// `key-destroyed` or `formatted`.
+    pub how: String,
+    /// Its size in bytes.
+    pub size: Option<u64>,
+    /// Bytes in use.
+    pub used: Option<u64>,
+}
+
+impl From<&Plan> for PlanRecord {
+    fn from(plan: &Plan) -> Self {
+        PlanRecord {
+            scope: plan.scope.to_string(),
+            erased: plan.erased.iter().map(ErasedEntry::from).collect(),
+            kept: plan.kept.iter().map(|partition| partition.label().to_owned()).collect(),
+            steps: Scope::steps(plan.scope).iter().map(Step::to_string).collect(),
+            seconds: plan.seconds,
+        }
+    }
+}
+
+impl From<&Erased> for ErasedEntry {
+    fn from(erased: &Erased) -> Self {
+        ErasedEntry {
+            partition: erased.partition.label().to_owned(),
+            how: erased.how.name().to_owned(),
+            size: erased.size,
+            used: erased.used,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ErrorKind;
+    use proptest::prelude::*;
+    use zbus::wire::{LE, serialized::Context, to_bytes};
+    use zbus::{OwnedVariant, Variant};
+
+    fn sent(options: &RequestOptions) -> Dictionary {
+        to_bytes(Context::new(LE, 0), options).unwrap().deserialize().unwrap().0
+    }
+
+    fn value<'a>(value: impl Into<Variant<'a>>) -> OwnedVariant {
+        value.into().try_to_owned().unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn options_arrive_as_they_were_sent(
+            key: Option<String>, label: Option<String>, not_before: Option<u64>, reboot: Option<bool>,
+        ) {
+            // D-Bus strings have no NUL in them.
+            let clean = |text: Option<String>| text.map(|text| text.replace('\0', ""));
+            let options = RequestOptions { key: clean(key), label: clean(label), not_before, reboot, plan: None };
+            prop_assert_eq!(RequestOptions::parse(sent(&options)), Ok(options));
+        }
+    }
+
+    #[test]
+    fn an_option_that_nobody_knows_is_named() {
+        let dictionary = Dictionary::from([("kep".to_owned(), value(true)), ("label".to_owned(), value("x"))]);
+        let error = RequestOptions::parse(dictionary).unwrap_err();
+        assert_eq!(error, Error::new(ErrorKind::InvalidArgument, "unknown option `kep`"));
+    }
+
+    #[test]
+    fn an_option_of_another_type_is_named_with_both() {
+        let error = RequestOptions::parse(Dictionary::from([("reboot".to_owned(), value("yes"))])).unwrap_err();
+        assert_eq!(error, Error::new(ErrorKind::InvalidArgument, "option `reboot` must be of type b, not s"));
+    }
+}
