@@ -1,0 +1,66 @@
+//! `nemos-image run`: boots a disk, for a person or for one command.
+
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+use thiserror::Error;
+
+use crate::vm::{Config, Disk, Machine, VmError, attach, quoted};
+
+/// Boot a disk in QEMU
+///
+/// Without COMMAND, this terminal is the machine's console, until it powers off or you type Ctrl-A X. With COMMAND, it
+/// is run as root once the system is up, its stdout, stderr and exit status are passed through, and the machine is
+/// powered off.
+#[derive(Debug, Clone, Args)]
+pub struct RunArgs {
+    /// Disk image to boot
+    pub disk: PathBuf,
+
+    /// Forget what the machine writes: the disk image is not touched
+    #[arg(long)]
+    pub snapshot: bool,
+
+    /// Memory of the machine
+    #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(64..))]
+    pub memory: u32,
+
+    /// Virtual processors of the machine
+    #[arg(long, value_name = "NUMBER", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
+    pub cpus: u32,
+
+    /// Give up if the system is not up, COMMAND has not ended, or the machine is not off after that long
+    #[arg(long, value_name = "SECONDS", default_value_t = 180, requires = "command",
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub timeout: u64,
+
+    /// Command to run as root on the booted system, and its arguments
+    #[arg(last = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
+}
+
+/// Why a disk was not run, or its command not to its end.
+#[derive(Debug, Error)]
+#[error(transparent)]
+pub struct RunError(#[from] VmError);
+
+/// Boots the disk, and returns when the machine is off.
+pub fn run(args: RunArgs) -> Result<ExitCode, RunError> {
+    let RunArgs { disk, snapshot, memory, cpus, timeout, command } = args;
+    let disk = Disk::open(&disk).map_err(VmError::from)?;
+    let limit = Duration::from_secs(timeout);
+    let config = Config { snapshot, memory, cpus, limit, ..Config::new(disk) };
+    if command.is_empty() {
+        eprintln!("nemos-image: the machine's console follows; Ctrl-A X switches it off, Ctrl-A H tells of other keys");
+        attach(&config)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    // A command may reboot the machine, but its exit status would not come back.
+    let mut machine = Machine::start(&Config { reboots: false, ..config })?;
+    let status = machine.shell_into(&quoted(&command), &mut io::stdout(), &mut io::stderr())?;
+    machine.power_off()?;
+    Ok(ExitCode::from(status))
+}

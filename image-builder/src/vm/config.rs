@@ -1,0 +1,237 @@
+//! What a machine consists of, as a value; and QEMU's arguments for it.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::disk::Disk;
+use super::guest;
+use super::host::Host;
+
+/// A machine to be started.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Its disk.
+    pub disk: Disk,
+    /// Whether what it writes is forgotten, and its disk's file not touched.
+    pub snapshot: bool,
+    /// How it boots.
+    pub boot: Boot,
+    /// MiB of memory.
+    pub memory: u32,
+    /// Virtual processors.
+    pub cpus: u32,
+    /// Whether a reboot starts it again; if not, a reboot ends it.
+    pub reboots: bool,
+    /// Credentials for its systemd, besides those for the command port.
+    pub credentials: Vec<(String, Vec<u8>)>,
+    /// A file for a log of all writes and flushes to the disk, in the format of dm-log-writes.
+    pub write_log: Option<PathBuf>,
+    /// A file for all that it prints on its console.
+    pub console_log: Option<PathBuf>,
+    /// A file that [`Machine::save`](super::Machine::save) wrote: go on from there instead of booting.
+    pub resume: Option<PathBuf>,
+    /// How long a single wait may take.
+    pub limit: Duration,
+}
+
+/// How a machine boots.
+#[derive(Debug, Clone)]
+pub enum Boot {
+    /// EFI firmware starts what is on the ESP.
+    Firmware,
+    /// QEMU starts this kernel by itself.
+    Kernel {
+        /// Kernel.
+        kernel: PathBuf,
+        /// Initial RAM disk.
+        initrd: PathBuf,
+        /// Kernel command line.
+        command_line: String,
+    },
+}
+
+/// Where a machine's console and ports end.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Front<'a> {
+    /// The console on this terminal; no ports.
+    Terminal,
+    /// Unix sockets in this folder, and QMP on stdin and stdout.
+    Sockets(&'a Path),
+}
+
+/// File name of the console's socket.
+pub(super) const CONSOLE_SOCKET: &str = "console";
+
+impl Config {
+    /// A machine with this disk, 2 processors and 1 GiB, which boots by EFI.
+    pub fn new(disk: Disk) -> Self {
+        Config {
+            disk,
+            snapshot: false,
+            boot: Boot::Firmware,
+            memory: 1024,
+            cpus: 2,
+            reboots: true,
+            credentials: Vec::new(),
+            write_log: None,
+            console_log: None,
+            resume: None,
+            limit: Duration::from_secs(180),
+        }
+    }
+
+    /// QEMU's arguments.
+    pub(super) fn arguments(&self, host: &Host, front: Front<'_>) -> Vec<OsString> {
+        let mut arguments = Arguments::default();
+        arguments.flag("-nodefaults").flag("-no-user-config");
+        arguments.option("-machine", "q35").option("-accel", host.accelerator.name()).option("-cpu", "max");
+        arguments.option("-smp", self.cpus.to_string()).option("-m", format!("{}M", self.memory));
+        arguments.option("-display", "none").option("-device", "virtio-rng-pci");
+        arguments.option("-netdev", "user,id=net").option("-device", "virtio-net-pci,netdev=net,romfile=");
+        if !self.reboots {
+            arguments.flag("-no-reboot");
+        }
+        self.boot_arguments(host, &mut arguments);
+        self.disk_arguments(&mut arguments);
+        match front {
+            Front::Terminal => {
+                arguments.option("-serial", "mon:stdio");
+            }
+            Front::Sockets(folder) => self.socket_arguments(folder, &mut arguments),
+        }
+        arguments.0
+    }
+
+    fn boot_arguments(&self, host: &Host, arguments: &mut Arguments) {
+        match &self.boot {
+            Boot::Firmware => {
+                arguments.paths("-drive", "if=pflash,unit=0,format=raw,readonly=on", &[("file", &host.firmware_code)]);
+                // The firmware may write its variables, into a copy that QEMU makes and forgets.
+                arguments.paths("-drive", "if=pflash,unit=1,format=raw,snapshot=on", &[("file", &host.firmware_vars)]);
+            }
+            Boot::Kernel { kernel, initrd, command_line } => {
+                arguments.option("-kernel", kernel).option("-initrd", initrd).option("-append", command_line);
+            }
+        }
+    }
+
+    fn disk_arguments(&self, arguments: &mut Arguments) {
+        let format = self.disk.format.name();
+        let snapshot = if self.snapshot { "on" } else { "off" };
+        let common = format!("if=none,id=disk,discard=unmap,snapshot={snapshot}");
+        match &self.write_log {
+            None => arguments.paths("-drive", &format!("{common},format={format}"), &[("file", &self.disk.path)]),
+            Some(log) => arguments.paths(
+                "-drive",
+                &format!("{common},driver=blklogwrites,log-sector-size=512,file.driver={format},log.driver=file"),
+                &[("file.file.filename", &self.disk.path), ("log.filename", log)],
+            ),
+        };
+        let boot_order = if matches!(self.boot, Boot::Firmware) { ",bootindex=0" } else { "" };
+        arguments.option("-device", format!("virtio-blk-pci,drive=disk{boot_order}"));
+    }
+
+    fn socket_arguments(&self, folder: &Path, arguments: &mut Arguments) {
+        // Stopped, until somebody listens to everything it says.
+        arguments.flag("-S").option("-qmp", "stdio");
+        let console = folder.join(CONSOLE_SOCKET);
+        let mut files = vec![("path", console.as_path())];
+        files.extend(self.console_log.iter().map(|log| ("logfile", log.as_path())));
+        arguments.paths("-chardev", "socket,id=console,server=on,wait=off", &files);
+        arguments.option("-serial", "chardev:console").option("-device", "virtio-serial-pci");
+        for (_, name) in guest::PORTS {
+            let socket = folder.join(name);
+            arguments.paths("-chardev", &format!("socket,id={name},server=on,wait=off"), &[("path", &socket)]);
+            arguments.option("-device", format!("virtserialport,chardev={name},name={name}"));
+        }
+        let ours = guest::CREDENTIALS.map(|(name, contents)| (name.to_owned(), contents.as_bytes().to_vec()));
+        for (name, contents) in ours.iter().chain(&self.credentials) {
+            arguments.option("-smbios", format!("type=11,value={}", guest::smbios_string(name, contents)));
+        }
+        if self.resume.is_some() {
+            arguments.option("-incoming", "defer");
+        }
+    }
+}
+
+/// Arguments in the making.
+#[derive(Default)]
+struct Arguments(Vec<OsString>);
+
+impl Arguments {
+    fn flag(&mut self, flag: &str) -> &mut Self {
+        self.0.push(flag.into());
+        self
+    }
+
+    fn option(&mut self, name: &str, value: impl Into<OsString>) -> &mut Self {
+        self.0.extend([name.into(), value.into()]);
+        self
+    }
+
+    /// An option of which some values are paths; a comma in them is doubled, as QEMU wants it.
+    fn paths(&mut self, name: &str, value: &str, paths: &[(&str, &Path)]) -> &mut Self {
+        let mut value = OsString::from(value);
+        for (key, path) in paths {
+            value.push(format!(",{key}="));
+            value.push(doubled_commas(path));
+        }
+        self.option(name, value)
+    }
+}
+
+fn doubled_commas(path: &Path) -> OsString {
+    let doubled = path.as_os_str().as_bytes().iter().flat_map(|&byte| vec![byte; if byte == b',' { 2 } else { 1 }]);
+    OsString::from_vec(doubled.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vm::disk::Format;
+    use crate::vm::host::Accelerator;
+
+    fn config() -> Config {
+        Config::new(Disk { path: "a,b.raw".into(), format: Format::Raw })
+    }
+
+    fn arguments(config: &Config, front: Front<'_>) -> String {
+        let host = Host {
+            qemu: "qemu".into(),
+            firmware_code: "code.fd".into(),
+            firmware_vars: "vars.fd".into(),
+            accelerator: Accelerator::Tcg,
+        };
+        let arguments: Vec<_> =
+            config.arguments(&host, front).into_iter().map(|argument| argument.into_string().unwrap()).collect();
+        arguments.join(" ")
+    }
+
+    #[test]
+    fn a_comma_in_a_path_stays_in_the_path() {
+        assert!(arguments(&config(), Front::Terminal).contains("format=raw,file=a,,b.raw "));
+    }
+
+    #[test]
+    fn a_snapshot_is_told_to_qemu() {
+        assert!(arguments(&config(), Front::Terminal).contains("snapshot=off,format=raw"));
+        let snapshot = Config { snapshot: true, ..config() };
+        assert!(arguments(&snapshot, Front::Terminal).contains("snapshot=on,format=raw"));
+    }
+
+    #[test]
+    fn the_terminal_has_the_console_and_no_way_in_besides_it() {
+        let arguments = arguments(&config(), Front::Terminal);
+        assert!(arguments.contains("-serial mon:stdio"));
+        assert!(!arguments.contains("smbios") && !arguments.contains("virtserialport"));
+    }
+
+    #[test]
+    fn a_machine_behind_sockets_waits_until_it_is_listened_to() {
+        let arguments = arguments(&config(), Front::Sockets(Path::new("/run/x")));
+        assert!(arguments.contains("-S ") && arguments.contains("-qmp stdio"));
+        assert!(arguments.contains("path=/run/x/nemos.run.err"));
+    }
+}

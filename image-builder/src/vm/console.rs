@@ -1,0 +1,159 @@
+//! What a machine printed on its serial console.
+
+use std::fmt;
+
+/// Lines of the console shown when something went wrong.
+const TAIL_LINES: usize = 15;
+
+/// Lines without the terminal's control sequences.
+#[derive(Debug, Default)]
+pub(super) struct Console {
+    lines: Vec<String>,
+    /// Bytes of the line that has not ended.
+    partial: Vec<u8>,
+    escape: Escape,
+}
+
+/// Where in a control sequence the next byte is.
+#[derive(Debug, Default, Clone, Copy, PartialEq)]
+enum Escape {
+    #[default]
+    Outside,
+    /// After ESC.
+    Begun,
+    /// In `ESC [ ... letter`.
+    Csi,
+    /// In `ESC ] ... BEL`, or `ESC P ... ESC \`.
+    Text,
+}
+
+/// How a boot ended without the system being up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum BootEnd {
+    /// nemos-initrd refused to go on, for this reason.
+    Refused(String),
+    /// systemd asks for a root password and waits.
+    Emergency,
+    /// The kernel gave up, with these words.
+    Panic(String),
+}
+
+impl Console {
+    /// Takes what was printed.
+    pub(super) fn push(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.escape = match (self.escape, byte) {
+                (Escape::Outside | Escape::Begun | Escape::Text, 0x1b) => Escape::Begun,
+                (Escape::Begun, b'[') => Escape::Csi,
+                (Escape::Begun, b']' | b'P') => Escape::Text,
+                (Escape::Begun, _) | (Escape::Csi, 0x40..=0x7e) | (Escape::Text, 0x07) => Escape::Outside,
+                (Escape::Outside, _) => {
+                    self.put(byte);
+                    Escape::Outside
+                }
+                (within, _) => within,
+            };
+        }
+    }
+
+    fn put(&mut self, byte: u8) {
+        match byte {
+            b'\n' => self.lines.push(String::from_utf8_lossy(&std::mem::take(&mut self.partial)).into_owned()),
+            b'\t' | 0x20.. => self.partial.push(byte),
+            _ => {}
+        }
+    }
+
+    /// Whole lines so far.
+    pub(super) fn lines(&self) -> &[String] {
+        &self.lines
+    }
+
+    /// The first line from the `from`-th on that contains `text`.
+    pub(super) fn find(&self, from: usize, text: &str) -> Option<usize> {
+        let found = self.lines.iter().skip(from).position(|line| line.contains(text));
+        found.map(|at| from + at)
+    }
+
+    /// The last lines.
+    pub(super) fn tail(&self) -> Tail {
+        let partial = String::from_utf8_lossy(&self.partial).into_owned();
+        let lines = self.lines.iter().cloned().chain([partial]).filter(|line| !line.trim().is_empty());
+        let lines: Vec<_> = lines.collect();
+        Tail(lines[lines.len().saturating_sub(TAIL_LINES)..].to_vec())
+    }
+}
+
+/// Whether these lines say that the system will not come up.
+pub(super) fn boot_end(lines: &[String]) -> Option<BootEnd> {
+    lines.iter().find_map(|line| {
+        let after = |marker: &str| line.split_once(marker).map(|(_, rest)| rest.trim().to_owned());
+        if let Some(reason) = after("nemos: boot refused:") {
+            return Some(BootEnd::Refused(reason));
+        }
+        if let Some(words) = after("Kernel panic - not syncing:") {
+            return Some(BootEnd::Panic(words));
+        }
+        line.contains("You are in emergency mode").then_some(BootEnd::Emergency)
+    })
+}
+
+/// The end of a console log, to be shown below an error.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tail(Vec<String>);
+
+impl fmt::Display for Tail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("\nIts console is empty.");
+        }
+        f.write_str("\nIts console ends with:")?;
+        self.0.iter().try_for_each(|line| write!(f, "\n    {line}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn console(bytes: &[u8]) -> Console {
+        let mut console = Console::default();
+        bytes.chunks(1).for_each(|byte| console.push(byte));
+        console
+    }
+
+    #[test]
+    fn control_sequences_are_not_text() {
+        let seen = console(b"\x1b[0;32m  OK  \x1b[0m] Reached\r\n\x1b]0;title\x07\x1b=\x1bP+q\x1b\\done\x1b[?25h\n");
+        assert_eq!(seen.lines(), ["  OK  ] Reached", "done"]);
+    }
+
+    #[test]
+    fn a_line_is_found_once_it_is_whole() {
+        let mut seen = console(b"one\ntwo\nthr");
+        assert_eq!(seen.find(0, "thr"), None);
+        seen.push(b"ee\n");
+        assert_eq!(seen.find(0, "three"), Some(2));
+        assert_eq!(seen.find(1, "one"), None);
+    }
+
+    #[test]
+    fn the_tail_has_the_last_words_even_without_a_newline() {
+        let many = "line\r\n\r\n".repeat(100);
+        let tail = console(format!("{many}login: ").as_bytes()).tail();
+        assert_eq!(tail.0.len(), TAIL_LINES);
+        assert_eq!(tail.0.last().unwrap(), "login: ");
+    }
+
+    #[test]
+    fn a_boot_that_ends_early_is_told_with_its_reason() {
+        let end = |line: &str| boot_end(&["before".to_owned(), line.to_owned()]);
+        assert_eq!(
+            end("[  4.2] nemos-initrd[1]: nemos: boot refused: the root is corrupted"),
+            Some(BootEnd::Refused("the root is corrupted".into()))
+        );
+        assert_eq!(end("You are in emergency mode. After logging in, type"), Some(BootEnd::Emergency));
+        assert_eq!(end("Kernel panic - not syncing: VFS: Unable"), Some(BootEnd::Panic("VFS: Unable".into())));
+        assert_eq!(end("Welcome to Debian"), None);
+    }
+}

@@ -1,0 +1,24 @@
+//! A machine whose console is this terminal.
+
+use std::io::Read;
+use std::process::{Command, Stdio};
+
+use super::config::{Config, Front};
+use super::error::{VmError, io};
+use super::host::Host;
+
+/// Boots a machine with its console on this terminal, and returns when it is off.
+pub fn attach(config: &Config) -> Result<(), VmError> {
+    let host = Host::find()?;
+    let mut qemu = Command::new(&host.qemu)
+        .args(config.arguments(&host, Front::Terminal))
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(io("start QEMU"))?;
+    let mut said = String::new();
+    if let Some(mut stderr) = qemu.stderr.take() {
+        stderr.read_to_string(&mut said).map_err(io("read what QEMU says"))?;
+    }
+    let status = qemu.wait().map_err(io("wait for QEMU"))?;
+    if status.success() { Ok(()) } else { Err(VmError::from_complaint(said.trim(), &config.disk.path)) }
+}
