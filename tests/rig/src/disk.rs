@@ -3,22 +3,26 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use tempfile::NamedTempFile;
 
 use crate::run;
 
-/// Alignment of partitions, and what a GPT needs at each end of a disk, rounded up.
+/// Alignment of partitions, and more than what a GPT takes at each end of a disk.
 const MIB: u64 = 1 << 20;
 
-/// A disk in memory: takes only the room that was written to. It is gone when dropped; unmount and close first what
+/// A disk in memory: takes only the room that was written to, and is gone when dropped. Unmount and close first what
 /// is on it.
 #[derive(Debug)]
 pub struct Disk {
-    device: PathBuf,
-    /// Deleted with the disk.
-    _file: NamedTempFile,
+    device: LoopDevice,
+    file: NamedTempFile,
 }
+
+/// What is on a disk, without the disk.
+#[derive(Debug)]
+pub struct Image(NamedTempFile);
 
 /// A partition to be made: its label, its size in bytes.
 pub type Partition<'a> = (&'a str, u64);
@@ -43,6 +47,12 @@ impl Disk {
         Disk::attach(file)
     }
 
+    /// What is on it now. Unmount first what is on it.
+    pub fn image(&self) -> Image {
+        File::open(self.path()).and_then(|disk| disk.sync_all()).expect("the disk takes what was written");
+        Image(copy(&self.file))
+    }
+
     fn file(size: u64) -> NamedTempFile {
         let file = tempfile::Builder::new().prefix("disk-").tempfile_in("/run").expect("a file in /run");
         file.as_file().set_len(size).expect("a sparse file");
@@ -52,38 +62,53 @@ impl Disk {
     fn attach(file: NamedTempFile) -> Self {
         let arguments = ["--find", "--show", "--partscan"].map(AsRef::as_ref);
         let device = run("losetup", arguments.into_iter().chain([file.path().as_os_str()]));
-        Disk { device: device.trim().into(), _file: file }
+        Disk { device: LoopDevice(device.trim().into()), file }
     }
 
     /// Device node of the whole disk.
     pub fn path(&self) -> &Path {
-        &self.device
+        &self.device.0
     }
 
     /// Device node of the partition with that label, as the kernel tells them.
     #[track_caller]
     pub fn partition(&self, label: &str) -> PathBuf {
-        let name = self.device.file_name().expect("a device has a name");
-        let folder = Path::new("/sys/class/block").join(name);
-        let partitions = folder.read_dir().expect("the disk is in sysfs").flatten();
+        let name = self.path().file_name().expect("a device has a name");
+        let entries = Path::new("/sys/class/block").join(name).read_dir().expect("the disk is in sysfs");
         let line = format!("PARTNAME={label}");
-        let found = partitions.into_iter().find(|entry| {
+        let found = entries.flatten().find(|entry| {
             let uevent = std::fs::read_to_string(entry.path().join("uevent")).unwrap_or_default();
             uevent.lines().any(|known| known == line)
         });
-        let found = found.unwrap_or_else(|| panic!("{} has no partition {label}", self.device.display()));
+        let found = found.unwrap_or_else(|| panic!("{} has no partition {label}", self.path().display()));
         Path::new("/dev").join(found.file_name())
     }
 }
 
-impl Drop for Disk {
-    fn drop(&mut self) {
-        // A test that failed may have left something open on it; the machine ends soon after.
-        let _ = std::process::Command::new("losetup").arg("--detach").arg(&self.device).status();
+impl Image {
+    /// Another disk with the same on it.
+    pub fn disk(&self) -> Disk {
+        Disk::attach(copy(&self.0))
     }
 }
 
-/// Overwrites bytes of a device or file with others, behind the back of whatever is open on it.
+fn copy(file: &NamedTempFile) -> NamedTempFile {
+    let copy = Disk::file(0);
+    run("cp", ["--sparse=always".as_ref(), file.path().as_os_str(), copy.path().as_os_str()]);
+    copy
+}
+
+#[derive(Debug)]
+struct LoopDevice(PathBuf);
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        // It fails if a test left something open on the disk. That test has failed, and says why.
+        let _ = Command::new("losetup").arg("--detach").arg(&self.0).stderr(Stdio::null()).status();
+    }
+}
+
+/// Turns bytes of a device or file into others, behind the back of whatever is open on it.
 #[track_caller]
 pub fn corrupt(path: &Path, offset: u64, length: usize) {
     let file = File::options().read(true).write(true).open(path).expect("the device opens");

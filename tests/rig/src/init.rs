@@ -27,6 +27,8 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(600);
 const TOO_LONG: u8 = 124;
 /// Where the shared folder is inside.
 const SHARED_HERE: &str = "/run/nemos-rig";
+/// Root's. Ordinary users do not look where most of the programs are.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const MODULES: &str = "/usr/lib/uml/modules";
 /// Loaded by hand. The kernel asks for all others itself, when they are needed.
 const DRIVERS: [&str; 2] = ["dm-mod", "loop"];
@@ -152,7 +154,12 @@ fn run_tests() -> Result<()> {
     let shared = Shared(Path::new(SHARED_HERE));
     let output = open_output()?;
     let mut tests = shared.call()?;
-    tests.env(NATIVE.0, NATIVE.1).env("NO_COLOR", "1").stdout(output.try_clone()?).stderr(output.try_clone()?);
+    tests
+        .env("PATH", PATH)
+        .env(NATIVE.0, NATIVE.1)
+        .env("NO_COLOR", "1")
+        .stdout(output.try_clone()?)
+        .stderr(output.try_clone()?);
     thread::spawn(|| {
         thread::sleep(LIMIT);
         let _ = Shared(Path::new(SHARED_HERE)).report(TOO_LONG);

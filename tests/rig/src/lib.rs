@@ -35,7 +35,7 @@ use devicemapper::DM;
 use libtest_mimic::{Arguments, Trial};
 
 pub use command::{refused, run};
-pub use disk::{Disk, corrupt};
+pub use disk::{Disk, Image, corrupt};
 pub use kernel::{CommandLine, KernelLog};
 
 /// Says that tests may run in place: this machine is one to be thrown away. [`init`] sets it inside User-Mode Linux.

@@ -1,0 +1,296 @@
+//! A device to boot: a disk as an image has it, small.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::LazyLock;
+
+use nemos_host::job::new_id;
+use nemos_host::state::Store;
+use nemos_host::time::now;
+use nemos_model::JobId;
+use nemos_model::boot::{BootReport, REPORT_FILE, Reason};
+use nemos_model::job::Requester;
+use nemos_model::keys::DEMO_KEY_FILE;
+use nemos_model::overlay::Mode;
+use nemos_model::partitions::Partition;
+use nemos_model::reset::Scope;
+use nemos_model::state::{DeviceState, FILE_NAME, Request, Taken};
+use nemos_rig::{CommandLine, Disk, Image, KernelLog, run};
+use tempfile::TempDir;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_nemos-initrd");
+const MIB: u64 = 1 << 20;
+const BLOCK: u64 = 4096;
+/// What nemos-initrd opens, and what an interrupted one leaves; each before what it sits on.
+const MAPPINGS: [&str; 5] = ["luks", "luks_dif", "nemos-wipe", "nemos-wipe_dif", "verityRoot"];
+
+/// An image as it was written, and the root hash that its kernel would have.
+static SHIPPED: LazyLock<(Image, String)> = LazyLock::new(build);
+/// The same image after its first boot.
+static PROVISIONED: LazyLock<Image> = LazyLock::new(|| {
+    let device = Device::shipped();
+    device.boots().shuts_down();
+    device.disk.image()
+});
+
+/// A device that is switched off.
+pub struct Device {
+    disk: Disk,
+}
+
+/// A device that is up.
+pub struct Running<'a> {
+    device: &'a Device,
+    pub report: BootReport,
+    log: KernelLog,
+}
+
+impl Device {
+    /// It was never switched on.
+    pub fn shipped() -> Self {
+        fs::create_dir_all(Path::new(DEMO_KEY_FILE).parent().unwrap()).unwrap();
+        fs::write(DEMO_KEY_FILE, "insecure").unwrap();
+        Device { disk: SHIPPED.0.disk() }
+    }
+
+    /// It was booted once.
+    pub fn provisioned() -> Self {
+        Device { disk: PROVISIONED.disk() }
+    }
+
+    pub fn partition(&self, partition: Partition) -> PathBuf {
+        self.disk.partition(partition.label())
+    }
+
+    /// Boots to the end.
+    #[track_caller]
+    pub fn boots(&self) -> Running<'_> {
+        let log = KernelLog::from_now();
+        let (succeeded, said) = self.runs_initrd();
+        assert!(succeeded, "nemos-initrd refused to boot:\n{said}");
+        let report = serde_json::from_slice(&fs::read(REPORT_FILE).unwrap()).unwrap();
+        Running { device: self, report, log }
+    }
+
+    /// Boots to a refusal, and returns what was said.
+    #[track_caller]
+    pub fn refuses_to_boot(&self) -> String {
+        let (succeeded, said) = self.runs_initrd();
+        assert!(!succeeded, "nemos-initrd booted:\n{said}");
+        assert!(!is_mounted("/sysroot"), "a boot that is refused must leave nothing to switch to");
+        self.power_off();
+        said
+    }
+
+    fn runs_initrd(&self) -> (bool, String) {
+        let _line = CommandLine::says(&format!("quiet roothash={}", SHIPPED.1));
+        let mut said = String::new();
+        let mut initrd = start();
+        initrd.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        (initrd.wait().unwrap().success(), said)
+    }
+
+    /// Boots, and is switched off as soon as nemos-initrd says these words.
+    #[track_caller]
+    pub fn is_killed_when_it_says(&self, words: &str) {
+        let _line = CommandLine::says(&format!("quiet roothash={}", SHIPPED.1));
+        let mut initrd = start();
+        let lines = BufReader::new(initrd.stderr.take().unwrap()).lines().map(Result::unwrap);
+        let mut said = String::new();
+        let heard = { lines }.any(|line| {
+            said.push_str(&line);
+            said.push('\n');
+            line.contains(words)
+        });
+        initrd.kill().unwrap();
+        initrd.wait().unwrap();
+        assert!(heard, "nemos-initrd never said `{words}`:\n{said}");
+        self.power_off();
+    }
+
+    /// Leaves nothing mounted or open, as a reboot does.
+    fn power_off(&self) {
+        let mounts = fs::read_to_string("/proc/mounts").unwrap();
+        let targets = mounts.lines().rev().filter_map(|line| line.split(' ').nth(1));
+        for target in targets.filter(|target| target.starts_with("/sysroot") || target.starts_with("/run/nemos/")) {
+            quietly("umount", &[target]);
+        }
+        for mapping in MAPPINGS {
+            quietly("dmsetup", &["remove", "--retry", mapping]);
+        }
+        let _ = fs::remove_file(REPORT_FILE);
+        let left = run("dmsetup", ["ls"]);
+        assert!(left.contains("No devices") || std::thread::panicking(), "left open:\n{left}");
+    }
+
+    /// What the device remembers.
+    pub fn state(&self) -> DeviceState {
+        self.with_state(|folder| Store::open(folder).unwrap().read().unwrap())
+    }
+
+    /// Asks for a factory reset, as the daemon does.
+    pub fn is_asked_for_a_factory_reset(&self) -> JobId {
+        let by = Requester { uid: 1000, user: Some("admin".into()), process: None, label: None };
+        let request = Request { scope: Scope::Factory, by, key: None, not_before: None, reboot: true };
+        self.with_state(|folder| {
+            let store = Store::open(folder).unwrap();
+            let mut state = store.read().unwrap();
+            let Taken::New(job) = state.request(request, new_id(), now()).unwrap() else {
+                panic!("a request without a key is always a new job")
+            };
+            store.write(&state).unwrap();
+            job
+        })
+    }
+
+    /// Works on the mounted p.lxstate.
+    pub fn with_state<T>(&self, work: impl FnOnce(&Path) -> T) -> T {
+        let folder = TempDir::new().unwrap();
+        run("mount", [&self.partition(Partition::State), folder.path()]);
+        let result = work(folder.path());
+        run("umount", [folder.path()]);
+        result
+    }
+
+    /// The LUKS headers and key slots, as they are.
+    pub fn volume_header(&self) -> Vec<u8> {
+        let mut header = vec![0; 16 << 20];
+        File::open(self.partition(Partition::Root)).unwrap().read_exact_at(&mut header, 0).unwrap();
+        header
+    }
+
+    pub fn overwrite_volume_header(&self, bytes: &[u8]) {
+        let device = File::options().write(true).open(self.partition(Partition::Root)).unwrap();
+        device.write_all_at(bytes, 0).unwrap();
+        device.sync_all().unwrap();
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        self.power_off();
+    }
+}
+
+impl Running<'_> {
+    /// A path on the running system.
+    pub fn path(&self, path: &str) -> PathBuf {
+        Path::new("/sysroot").join(path.trim_start_matches('/'))
+    }
+
+    #[track_caller]
+    pub fn writes(&self, path: &str, text: &str) {
+        fs::write(self.path(path), text).unwrap_or_else(|error| panic!("cannot write {path}: {error}"));
+    }
+
+    #[track_caller]
+    pub fn reads(&self, path: &str) -> String {
+        fs::read_to_string(self.path(path)).unwrap_or_else(|error| panic!("cannot read {path}: {error}"))
+    }
+
+    pub fn has(&self, path: &str) -> bool {
+        self.path(path).exists()
+    }
+
+    /// Nothing is wrong with it, and the kernel has not complained.
+    #[track_caller]
+    pub fn is_healthy(&mut self) {
+        assert_eq!(self.report.degraded, []);
+        assert_eq!(self.report.mode, Mode::Persistent);
+        assert!(self.device.state().volume.is(self.report.volume.expect("the overlay is open")));
+        let messages = self.log.messages();
+        for complaint in ["INTEGRITY AEAD ERROR", "I/O error", "EXT4-fs error", "Corruption", "corrupted"] {
+            assert!(!messages.contains(complaint), "the kernel complained:\n{messages}");
+        }
+    }
+
+    /// It is up, with memory in place of its overlay. Returns why.
+    #[track_caller]
+    pub fn is_degraded(&self) -> &Reason {
+        assert_eq!(self.report.mode, Mode::Volatile);
+        assert_eq!(self.report.volume, None);
+        self.writes("/etc/for-now", "an overlay in memory takes changes too");
+        self.report.degraded.first().expect("a reason")
+    }
+
+    pub fn shuts_down(self) {
+        self.device.power_off();
+    }
+}
+
+fn start() -> Child {
+    Command::new(PROGRAM).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// Runs a program that may have nothing to do.
+fn quietly(program: &str, arguments: &[&str]) {
+    Command::new(program).args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
+}
+
+fn is_mounted(target: &str) -> bool {
+    let mounts = fs::read_to_string("/proc/mounts").unwrap();
+    mounts.lines().any(|line| line.split(' ').nth(1) == Some(target))
+}
+
+/// Writes the image: what `nemos-image` does, in short.
+fn build() -> (Image, String) {
+    let work = TempDir::new().unwrap();
+    let root = work.path().join("root.img");
+    let root_hash = build_root(work.path(), &root);
+    let preloaded = work.path().join("preloaded.img");
+    make_squashfs(&folder(work.path(), "preloaded", &[("image", b"a container")]), &preloaded);
+    let state = folder(work.path(), "state", &[(FILE_NAME, DeviceState::shipped().to_text().as_bytes())]);
+
+    let size = |partition| match partition {
+        Partition::Esp => MIB,
+        Partition::Home | Partition::State => 8 * MIB,
+        Partition::OciPreloaded => fs::metadata(&preloaded).unwrap().len(),
+        Partition::Readonly => fs::metadata(&root).unwrap().len() + BLOCK,
+        // The least that XFS wants, and room for tags and headers.
+        Partition::OciStorage => 300 * MIB,
+        Partition::Root => 330 * MIB,
+    };
+    let disk = Disk::partitioned(&Partition::ALL.map(|partition| (partition.label(), size(partition))));
+    let write = |image: &Path, partition: Partition| {
+        fs::copy(image, disk.partition(partition.label())).unwrap();
+    };
+    write(&root, Partition::Readonly);
+    write(&preloaded, Partition::OciPreloaded);
+    let state_partition = disk.partition(Partition::State.label());
+    run("mkfs.ext4", ["-q".as_ref(), "-d".as_ref(), state.as_os_str(), state_partition.as_os_str()]);
+    (disk.image(), root_hash)
+}
+
+/// A squashfs with its hash tree behind it. Returns the root hash.
+fn build_root(work: &Path, image: &Path) -> String {
+    // Not compressible, so that it is most of the squashfs, and damage to the middle of that is damage to it.
+    let mut init = vec![0; 256 << 10];
+    File::open("/dev/urandom").unwrap().read_exact(&mut init).unwrap();
+    let tree = folder(work, "root", &[("sbin/init", &init), ("etc/hostname", b"device\n")]);
+    for mount_point in Partition::ALL.into_iter().filter_map(Partition::mount_point) {
+        fs::create_dir_all(tree.join(mount_point.trim_start_matches('/'))).unwrap();
+    }
+    make_squashfs(&tree, image);
+    let hash_offset = fs::metadata(image).unwrap().len();
+    let offset = format!("--hash-offset={hash_offset}");
+    let printed = run("veritysetup", ["format".as_ref(), offset.as_ref(), image.as_os_str(), image.as_os_str()]);
+    printed.lines().find_map(|line| line.strip_prefix("Root hash:")).unwrap().trim().to_owned()
+}
+
+fn make_squashfs(tree: &Path, image: &Path) {
+    let options = ["-quiet", "-no-progress", "-noappend", "-comp", "zstd"].map(AsRef::as_ref);
+    run("mksquashfs", [tree.as_os_str(), image.as_os_str()].into_iter().chain(options));
+}
+
+fn folder(parent: &Path, name: &str, files: &[(&str, &[u8])]) -> PathBuf {
+    let folder = parent.join(name);
+    for (path, content) in files {
+        let path = folder.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    }
+    folder
+}

@@ -1,0 +1,223 @@
+//! Boots of a device, without its firmware, kernel and systemd: what nemos-initrd makes of a disk, on real
+//! device-mapper.
+
+#![allow(clippy::unwrap_used, reason = "panicking is how a test fails")]
+
+mod device;
+
+use std::fs;
+use std::process::ExitCode;
+
+use device::Device;
+use nemos_model::boot::Reason;
+use nemos_model::job::{JobState, MAX_ATTEMPTS};
+use nemos_model::keys::DEMO_KEY_FILE;
+use nemos_model::partitions::Partition;
+use nemos_model::reset::{Scope, Step};
+use nemos_model::state::{FILE_NAME, Volume};
+use nemos_rig::{corrupt, run};
+
+fn main() -> ExitCode {
+    nemos_rig::main(nemos_rig::tests![
+        the_first_boot_provisions_the_device,
+        the_names_are_those_that_scripts_rely_on,
+        changes_survive_a_reboot,
+        a_factory_reset_takes_every_change_back,
+        a_first_boot_that_is_killed_at_every_step_ends_the_same,
+        a_reset_that_is_killed_at_every_step_ends_the_same,
+        a_destroyed_header_degrades_the_boot_and_erases_nothing,
+        a_foreign_volume_is_not_opened,
+        a_state_that_cannot_be_read_is_left_alone,
+        a_device_that_keeps_failing_comes_up_and_a_reset_repairs_it,
+        a_damaged_partition_is_left_out,
+        a_changed_root_is_refused,
+    ])
+}
+
+fn the_first_boot_provisions_the_device() {
+    let device = Device::shipped();
+    assert_eq!(device.state().volume, Volume::NeverProvisioned);
+    let mut first = device.boots();
+    first.is_healthy();
+    let job = first.report.job.expect("the first boot has a job");
+    first.shuts_down();
+    assert_eq!(device.state().job(job).unwrap().state, JobState::Done);
+
+    let mut second = device.boots();
+    second.is_healthy();
+    assert_eq!(second.report.job, None);
+}
+
+fn the_names_are_those_that_scripts_rely_on() {
+    let device = Device::provisioned();
+    let _running = device.boots();
+    assert!(run("dmsetup", ["status", "verityRoot"]).trim().ends_with('V'));
+    assert!(run("cryptsetup", ["status", "luks"]).contains("aegis128-random"));
+    assert!(run("integritysetup", ["status", "luks_dif"]).contains("active"));
+    let mounts = fs::read_to_string("/proc/mounts").unwrap();
+    for mount in [
+        "OverlayOS_rootfs /sysroot overlay rw",
+        "/sysroot/var/lib/containers/storage xfs rw",
+        "/sysroot/var/lib/containers/loaded squashfs ro",
+        "/sysroot/home ext4 rw",
+    ] {
+        assert!(mounts.contains(mount), "{mount} is not among\n{mounts}");
+    }
+}
+
+fn changes_survive_a_reboot() {
+    let device = Device::provisioned();
+    let running = device.boots();
+    assert_eq!(running.reads("/etc/hostname"), "device\n");
+    for file in ["/etc/hostname", "/home/note", "/var/lib/containers/storage/layer"] {
+        running.writes(file, "changed");
+    }
+    running.shuts_down();
+
+    let mut running = device.boots();
+    running.is_healthy();
+    for file in ["/etc/hostname", "/home/note", "/var/lib/containers/storage/layer"] {
+        assert_eq!(running.reads(file), "changed");
+    }
+}
+
+fn a_factory_reset_takes_every_change_back() {
+    let device = Device::provisioned();
+    let old_header = device.volume_header();
+    let running = device.boots();
+    let old_volume = running.report.volume;
+    for file in ["/etc/hostname", "/home/note", "/var/lib/containers/storage/layer"] {
+        running.writes(file, "changed");
+    }
+    running.shuts_down();
+    let job = device.is_asked_for_a_factory_reset();
+
+    let mut running = device.boots();
+    running.is_healthy();
+    assert_eq!(running.report.job, Some(job));
+    assert_ne!(running.report.volume, old_volume);
+    assert_eq!(running.reads("/etc/hostname"), "device\n");
+    assert!(!running.has("/home/note"));
+    assert!(!running.has("/var/lib/containers/storage/layer"));
+    assert!(running.has("/var/lib/containers/loaded/image"), "what was shipped stays");
+    running.shuts_down();
+
+    let state = device.state();
+    let job = state.job(job).unwrap();
+    assert_eq!(job.state, JobState::Done);
+    assert_eq!(job.requested_by.user.as_deref(), Some("admin"));
+    let kept = old_header
+        .chunks(4096)
+        .zip(device.volume_header().chunks(4096))
+        .any(|(old, new)| old == new && old.iter().any(|byte| *byte != 0));
+    assert!(!kept, "something of the old key slots is left");
+}
+
+fn a_first_boot_that_is_killed_at_every_step_ends_the_same() {
+    let device = Device::shipped();
+    for step in Step::PROVISION {
+        device.is_killed_when_it_says(&format!(": {step}"));
+    }
+    device.boots().is_healthy();
+}
+
+fn a_reset_that_is_killed_at_every_step_ends_the_same() {
+    let device = Device::provisioned();
+    let running = device.boots();
+    let old_volume = running.report.volume;
+    running.writes("/etc/hostname", "changed");
+    running.writes("/home/note", "changed");
+    running.shuts_down();
+    let job = device.is_asked_for_a_factory_reset();
+
+    for step in Scope::Factory.steps() {
+        device.is_killed_when_it_says(&format!("job {job}: {step}"));
+        if *step == Step::CreateVolume {
+            device.is_killed_when_it_says(&format!("{step}: "));
+        }
+    }
+    let mut running = device.boots();
+    running.is_healthy();
+    assert_ne!(running.report.volume, old_volume);
+    assert_eq!(running.reads("/etc/hostname"), "device\n");
+    assert!(!running.has("/home/note"));
+    running.shuts_down();
+    assert_eq!(device.state().job(job).unwrap().state, JobState::Done);
+    assert_eq!(device.state().job(job).unwrap().attempts, [], "a power cut is not a failure");
+}
+
+fn a_destroyed_header_degrades_the_boot_and_erases_nothing() {
+    let device = Device::provisioned();
+    let running = device.boots();
+    running.writes("/etc/hostname", "mine");
+    running.shuts_down();
+
+    let header = device.volume_header();
+    device.overwrite_volume_header(&vec![0; header.len()]);
+    let degraded = device.boots();
+    assert!(matches!(degraded.is_degraded(), Reason::OverlayDamaged { .. }));
+    assert_eq!(degraded.reads("/etc/hostname"), "device\n");
+    degraded.shuts_down();
+
+    device.overwrite_volume_header(&header);
+    let mut repaired = device.boots();
+    repaired.is_healthy();
+    assert_eq!(repaired.reads("/etc/hostname"), "mine");
+}
+
+fn a_foreign_volume_is_not_opened() {
+    let device = Device::provisioned();
+    let uuid = "--uuid=00000000-0000-4000-8000-000000000001";
+    let partition = device.partition(Partition::Root);
+    run("cryptsetup", ["luksUUID", "-q", uuid, partition.to_str().unwrap()]);
+    assert!(matches!(device.boots().is_degraded(), Reason::OverlayDamaged { .. }));
+}
+
+fn a_state_that_cannot_be_read_is_left_alone() {
+    let device = Device::provisioned();
+    let garbage = "{\"version\": 1, \"vol";
+    device.with_state(|folder| fs::write(folder.join(FILE_NAME), garbage).unwrap());
+    let running = device.boots();
+    assert!(matches!(running.report.degraded[..], [Reason::StateUnreadable { .. }]));
+    assert!(running.report.volume.is_some(), "the overlay has nothing to do with it");
+    running.shuts_down();
+    assert_eq!(device.with_state(|folder| fs::read_to_string(folder.join(FILE_NAME)).unwrap()), garbage);
+}
+
+fn a_device_that_keeps_failing_comes_up_and_a_reset_repairs_it() {
+    let device = Device::shipped();
+    fs::remove_file(DEMO_KEY_FILE).unwrap();
+    for _ in 0..MAX_ATTEMPTS {
+        let running = device.boots();
+        assert!(matches!(running.is_degraded(), Reason::JobFailed { step: Step::CreateVolume, .. }));
+        running.shuts_down();
+    }
+    fs::write(DEMO_KEY_FILE, "insecure").unwrap();
+    let running = device.boots();
+    assert_eq!(running.report.job, None, "it has stopped trying");
+    assert_eq!(running.is_degraded(), &Reason::OverlayMissing);
+    running.shuts_down();
+    assert_eq!(device.state().jobs().last().unwrap().state, JobState::Failed);
+
+    device.is_asked_for_a_factory_reset();
+    device.boots().is_healthy();
+}
+
+fn a_damaged_partition_is_left_out() {
+    let device = Device::provisioned();
+    corrupt(&device.partition(Partition::Home), 1024, 1024);
+    let running = device.boots();
+    assert!(matches!(running.report.degraded[..], [Reason::NotMounted { partition: Partition::Home, .. }]));
+    assert_eq!(running.reads("/etc/hostname"), "device\n");
+}
+
+fn a_changed_root_is_refused() {
+    let superblock_of_the_root = 0;
+    let middle_of_init = 128 << 10;
+    for place in [superblock_of_the_root, middle_of_init] {
+        let device = Device::provisioned();
+        corrupt(&device.partition(Partition::Readonly), place + 50, 1);
+        let said = device.refuses_to_boot();
+        assert!(said.contains("boot refused"), "{said}");
+    }
+}
