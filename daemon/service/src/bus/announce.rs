@@ -1,0 +1,98 @@
+//! Tells whoever listens what changed since the last time.
+
+use std::sync::Arc;
+
+use nemos_api::job::path;
+use nemos_api::{Error, PATH};
+use nemos_model::JobId;
+use nemos_model::health::{Finding, verdict};
+use nemos_model::job::Job as JobFacts;
+use nemos_model::stack::{LayerState, layers};
+use zbus::ObjectServer;
+use zbus::object_server::{Interface, InterfaceRef};
+
+use crate::bus::job::{self, Job};
+use crate::bus::manager::Manager;
+use crate::bus::reset::Reset;
+use crate::bus::{Service, failed};
+use crate::journal;
+
+/// What was announced last.
+#[derive(Default)]
+pub struct Announcer {
+    findings: Option<Vec<Finding>>,
+    layers: Vec<(String, LayerState, String)>,
+    jobs: Vec<JobFacts>,
+}
+
+impl Announcer {
+    /// Looks at the device, and announces what is not as it was announced before.
+    pub async fn announce(&mut self, objects: &ObjectServer, service: &Arc<Service>) -> Result<(), Error> {
+        self.jobs(objects, service).await?;
+        self.storage(objects, service).await?;
+        self.health(objects, service).await
+    }
+
+    async fn jobs(&mut self, objects: &ObjectServer, service: &Arc<Service>) -> Result<(), Error> {
+        // A device without a memory has no jobs; its findings say so.
+        let jobs = service.desk.state().await.map(|state| state.jobs().to_vec()).unwrap_or_default();
+        if jobs == self.jobs {
+            return Ok(());
+        }
+        let before = std::mem::replace(&mut self.jobs, jobs);
+        for gone in before.iter().filter(|old| self.jobs.iter().all(|job| job.id != old.id)) {
+            objects.remove::<Job, _>(path(gone.id)).await.map_err(failed)?;
+        }
+        for job in &self.jobs {
+            match before.iter().find(|old| old.id == job.id) {
+                None => job::serve(objects, service, job.id).await?,
+                Some(old) if old != job => job_changed(objects, job.id).await?,
+                Some(_) => {}
+            }
+        }
+        let reset = interface::<Reset>(objects).await?;
+        let emitter = reset.signal_emitter();
+        reset.get().await.pending_changed(emitter).await.map_err(failed)?;
+        reset.get().await.history_changed(emitter).await.map_err(failed)
+    }
+
+    async fn storage(&mut self, objects: &ObjectServer, service: &Service) -> Result<(), Error> {
+        // Without the bytes used, which change all the time.
+        let layers = layers(&*service.desk.seen().await?);
+        let layers = layers.into_iter().map(|layer| (layer.name, layer.state, layer.detail)).collect();
+        if layers == self.layers {
+            return Ok(());
+        }
+        self.layers = layers;
+        let manager = interface::<Manager>(objects).await?;
+        manager.get().await.storage_invalidate(manager.signal_emitter()).await.map_err(failed)
+    }
+
+    async fn health(&mut self, objects: &ObjectServer, service: &Service) -> Result<(), Error> {
+        let findings = service.desk.findings().await?;
+        if self.findings.as_ref() == Some(&findings) {
+            return Ok(());
+        }
+        let before = self.findings.replace(findings.clone());
+        let manager = interface::<Manager>(objects).await?;
+        let emitter = manager.signal_emitter();
+        manager.get().await.findings_changed(emitter).await.map_err(failed)?;
+        if before.map(|before| verdict(&before)) != Some(verdict(&findings)) {
+            journal::health(&findings);
+            manager.get().await.health_changed(emitter).await.map_err(failed)?;
+        }
+        Ok(())
+    }
+}
+
+async fn interface<I: Interface>(objects: &ObjectServer) -> Result<InterfaceRef<I>, Error> {
+    objects.interface(PATH).await.map_err(failed)
+}
+
+async fn job_changed(objects: &ObjectServer, id: JobId) -> Result<(), Error> {
+    let reference: InterfaceRef<Job> = objects.interface(path(id)).await.map_err(failed)?;
+    let (job, emitter) = (reference.get().await, reference.signal_emitter());
+    job.state_changed(emitter).await.map_err(failed)?;
+    job.step_changed(emitter).await.map_err(failed)?;
+    job.finished_at_changed(emitter).await.map_err(failed)
+}

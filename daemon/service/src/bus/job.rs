@@ -1,0 +1,99 @@
+//! Jobs, one object each.
+
+use std::sync::Arc;
+
+use nemos_api::job::{JobError, JobRecord, JobResult, RequesterRecord, path};
+use nemos_api::{Error, action};
+use nemos_model::JobId;
+use zbus::message::Header;
+use zbus::{ObjectServer, interface};
+
+use crate::bus::{Service, failed};
+use crate::journal;
+
+/// `org.nemos.Device1.Job`.
+pub struct Job {
+    service: Arc<Service>,
+    id: JobId,
+}
+
+/// Adds the job's object, if it is not there yet.
+pub async fn serve(objects: &ObjectServer, service: &Arc<Service>, id: JobId) -> Result<(), Error> {
+    let job = Job { service: Arc::clone(service), id };
+    objects.at(path(id), job).await.map(drop).map_err(failed)
+}
+
+impl Job {
+    async fn record(&self) -> Result<JobRecord, Error> {
+        Ok(JobRecord::from(&self.service.desk.job(self.id).await?))
+    }
+}
+
+#[interface(name = "org.nemos.Device1.Job", introspection_docs = false)]
+impl Job {
+    async fn cancel(&self, #[zbus(header)] call: Header<'_>) -> Result<(), Error> {
+        let (gate, action) = (&self.service.gate, action::JOB_CANCEL);
+        let caller = gate.caller(&call).await.inspect_err(|error| journal::stranger(action, error))?;
+        let outcome = match gate.admit(&call, &caller, action).await {
+            Ok(()) => self.service.desk.cancel(self.id).await,
+            Err(refusal) => Err(refusal),
+        };
+        journal::request(action, &caller, outcome.as_ref().map(|()| self.id));
+        outcome
+    }
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn id(&self) -> String {
+        self.id.to_string()
+    }
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    async fn kind(&self) -> Result<String, Error> {
+        Ok(self.record().await?.kind)
+    }
+
+    #[zbus(property)]
+    async fn state(&self) -> Result<String, Error> {
+        Ok(self.record().await?.state)
+    }
+
+    #[zbus(property)]
+    async fn progress(&self) -> Result<f64, Error> {
+        Ok(self.record().await?.progress)
+    }
+
+    #[zbus(property)]
+    async fn step(&self) -> Result<String, Error> {
+        Ok(self.record().await?.step)
+    }
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    async fn requested_by(&self) -> Result<RequesterRecord, Error> {
+        Ok(self.record().await?.requested_by)
+    }
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    async fn requested_at(&self) -> Result<u64, Error> {
+        Ok(self.record().await?.requested_at)
+    }
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    async fn not_before(&self) -> Result<u64, Error> {
+        Ok(self.record().await?.not_before)
+    }
+
+    #[zbus(property)]
+    async fn finished_at(&self) -> Result<u64, Error> {
+        Ok(self.record().await?.finished_at)
+    }
+
+    #[zbus(property)]
+    async fn result(&self) -> Result<JobResult, Error> {
+        Ok(self.record().await?.result)
+    }
+
+    #[zbus(property)]
+    async fn error(&self) -> Result<JobError, Error> {
+        Ok(self.record().await?.error)
+    }
+}

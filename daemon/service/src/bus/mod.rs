@@ -1,0 +1,39 @@
+//! The interfaces, one file each, and what they share.
+
+use std::sync::Arc;
+
+use nemos_api::{Error, ErrorKind, PATH};
+use nemos_model::JobId;
+use tokio::sync::mpsc::UnboundedSender;
+use zbus::connection::Builder;
+use zbus::fdo::ObjectManager;
+
+use crate::authorization::Gate;
+use crate::desk::Desk;
+
+pub mod announce;
+pub mod job;
+pub mod manager;
+pub mod reset;
+
+/// What every interface has at hand.
+pub struct Service {
+    /// Where requests are taken.
+    pub desk: Desk,
+    /// Who may ask.
+    pub gate: Box<dyn Gate>,
+    /// Jobs that the device is to reboot for.
+    pub reboots: UnboundedSender<JobId>,
+}
+
+/// Adds the device's object to a connection. Jobs are added by the first announcement.
+pub fn serve<'a>(connection: Builder<'a>, service: &Arc<Service>) -> Builder<'a> {
+    connection
+        .serve_at(PATH, ObjectManager)
+        .serve_at(PATH, manager::Manager::new(Arc::clone(service)))
+        .serve_at(PATH, reset::Reset::new(Arc::clone(service)))
+}
+
+fn failed(error: zbus::Error) -> Error {
+    Error::new(ErrorKind::Failed, error.to_string())
+}

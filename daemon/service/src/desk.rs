@@ -1,0 +1,179 @@
+//! The desk: the one owner of what the device remembers. Requests are taken here one at a time, and none is taken
+//! before it is durable.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nemos_api::{Error, ErrorKind};
+use nemos_host::state::StateError;
+use nemos_model::JobId;
+use nemos_model::health::{Finding, findings};
+use nemos_model::image::Image;
+use nemos_model::job::Job;
+use nemos_model::reset::{Plan, Scope};
+use nemos_model::stack::Observed;
+use nemos_model::state::{DeviceState, NotTaken, Request, Taken};
+use tokio::sync::{Mutex, Notify};
+use tokio::task::spawn_blocking;
+
+use crate::device::Device;
+
+/// How long an observation answers: the properties that are read by one call agree with each other.
+const FRESH: Duration = Duration::from_millis(500);
+
+/// See the module.
+pub struct Desk {
+    device: Arc<dyn Device>,
+    /// What is on the disk, as far as it is known; `None` means that it has to be read.
+    state: Mutex<Option<DeviceState>>,
+    seen: Mutex<Option<(Instant, Arc<Observed>)>>,
+    changed: Notify,
+}
+
+impl Desk {
+    /// A desk for that device.
+    pub fn new(device: Arc<dyn Device>) -> Self {
+        Desk { device, state: Mutex::default(), seen: Mutex::default(), changed: Notify::new() }
+    }
+
+    /// Waits until something was taken, taken back, or became due.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// The image that the device runs.
+    pub async fn image(&self) -> Result<Image, Error> {
+        self.blocking(|device| device.image()).await
+    }
+
+    /// The kernel's name for this boot.
+    pub async fn boot_id(&self) -> Result<String, Error> {
+        self.blocking(|device| device.boot_id()).await
+    }
+
+    /// The storage as it is now.
+    pub async fn seen(&self) -> Result<Arc<Observed>, Error> {
+        let mut seen = self.seen.lock().await;
+        if let Some((at, observed)) = &*seen
+            && at.elapsed() < FRESH
+        {
+            return Ok(Arc::clone(observed));
+        }
+        let observed = Arc::new(self.blocking(|device| device.observe()).await?);
+        *seen = Some((Instant::now(), Arc::clone(&observed)));
+        Ok(observed)
+    }
+
+    /// What the device remembers.
+    pub async fn state(&self) -> Result<DeviceState, Error> {
+        let mut held = self.state.lock().await;
+        match &*held {
+            Some(state) => Ok(state.clone()),
+            None => Ok(held.insert(self.read().await?).clone()),
+        }
+    }
+
+    /// The job of that name.
+    pub async fn job(&self, id: JobId) -> Result<Job, Error> {
+        self.state().await?.job(id).cloned().ok_or_else(|| NotTaken::NoSuchJob(id).into())
+    }
+
+    /// Everything that is not as it should be.
+    pub async fn findings(&self) -> Result<Vec<Finding>, Error> {
+        let seen = self.seen().await?;
+        let state = self.state().await;
+        let last = state.as_ref().map(|state| state.jobs().last()).map_err(|error| error.message.as_str());
+        Ok(findings(&seen, last))
+    }
+
+    /// What a reset would do.
+    pub async fn plan(&self, scope: Scope) -> Result<Plan, Error> {
+        Ok(Plan::new(scope, &*self.seen().await?, &self.state().await?))
+    }
+
+    /// Takes a request, and gives back its job. `plan` is the name of the plan that the caller has seen.
+    pub async fn request(&self, request: Request, plan: Option<String>) -> Result<Job, Error> {
+        let (id, now) = (self.device.new_job(), self.device.now());
+        self.change(|state, seen| {
+            let planned = Plan::new(request.scope, seen, state).id().to_string();
+            let taken = match state.request(request, id, now)? {
+                // A job that was made before was made for the plan of its time.
+                Taken::Known(id) => id,
+                Taken::New(id) if plan.is_none_or(|plan| plan == planned) => id,
+                Taken::New(_) => {
+                    let message = "the device is not what the plan was made for; ask for the plan again";
+                    return Err(Error::new(ErrorKind::PlanChanged, message));
+                }
+            };
+            state.job(taken).cloned().ok_or_else(|| NotTaken::NoSuchJob(taken).into())
+        })
+        .await
+    }
+
+    /// Takes a job back.
+    pub async fn cancel(&self, id: JobId) -> Result<(), Error> {
+        let now = self.device.now();
+        self.change(|state, _| Ok(state.cancel(id, now)?)).await
+    }
+
+    /// Makes the queued job due if its time has come, and gives it back.
+    pub async fn become_due(&self) -> Result<Option<Job>, Error> {
+        let now = self.device.now();
+        let due = |state: &mut DeviceState| state.become_due(now).cloned();
+        if due(&mut self.state().await?).is_none() {
+            return Ok(None);
+        }
+        self.change(|state, _| Ok(due(state))).await
+    }
+
+    /// Changes what the device remembers: in memory, then durably, and only then for anybody to see.
+    async fn change<T>(&self, work: impl FnOnce(&mut DeviceState, &Observed) -> Result<T, Error>) -> Result<T, Error> {
+        let mut held = self.state.lock().await;
+        let seen = self.seen().await?;
+        seen.memory().map_err(forgetful)?;
+        let old = match held.take() {
+            Some(state) => state,
+            None => self.read().await?,
+        };
+        let mut new = old.clone();
+        let outcome = match work(&mut new, &seen) {
+            Ok(outcome) if new != old => outcome,
+            unchanged => {
+                *held = Some(old);
+                return unchanged;
+            }
+        };
+        // While nothing is held the disk is the truth: a write that failed may still have replaced the document.
+        let written = new.clone();
+        self.blocking(move |device| device.write(&written)).await?.map_err(not_stored)?;
+        *held = Some(new);
+        self.changed.notify_one();
+        Ok(outcome)
+    }
+
+    async fn read(&self) -> Result<DeviceState, Error> {
+        self.seen().await?.memory().map_err(forgetful)?;
+        self.blocking(|device| device.read()).await?.map_err(not_stored)
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&dyn Device) -> T + Send + 'static,
+    ) -> Result<T, Error> {
+        let device = Arc::clone(&self.device);
+        spawn_blocking(move || work(&*device)).await.map_err(|error| Error::new(ErrorKind::Failed, error.to_string()))
+    }
+}
+
+fn forgetful(reason: String) -> Error {
+    Error::new(ErrorKind::Failed, format!("{reason}; nothing can be asked of the device until it remembers again"))
+}
+
+fn not_stored(error: StateError) -> Error {
+    let kind = match &error {
+        StateError::Unreadable { .. } => ErrorKind::Corrupt,
+        error if error.is_no_space() => ErrorKind::NoSpace,
+        _ => ErrorKind::Failed,
+    };
+    Error::new(kind, error.to_string())
+}

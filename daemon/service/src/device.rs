@@ -1,0 +1,81 @@
+//! The daemon's edge: the device it runs on.
+
+use std::fs;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use nemos_host::state::{StateError, Store};
+use nemos_model::image::{Image, OS_RELEASE};
+use nemos_model::partitions::Partition;
+use nemos_model::stack::Observed;
+use nemos_model::state::DeviceState;
+use nemos_model::{JobId, Timestamp};
+
+/// What the daemon needs of a device. All of it may block.
+pub trait Device: Send + Sync + 'static {
+    /// The image it runs.
+    fn image(&self) -> Image;
+    /// The kernel's name for this boot.
+    fn boot_id(&self) -> String;
+    /// Its storage as it is now.
+    fn observe(&self) -> Observed;
+    /// What it remembers.
+    fn read(&self) -> Result<DeviceState, StateError>;
+    /// Makes it remember. When this returns, the power may go.
+    fn write(&self, state: &DeviceState) -> Result<(), StateError>;
+    /// Its clock.
+    fn now(&self) -> Timestamp;
+    /// A name that no job had before.
+    fn new_job(&self) -> JobId;
+}
+
+/// The device that this process runs on.
+#[derive(Debug, Default)]
+pub struct ThisDevice {
+    /// Opened when it is first needed: on a degraded boot there may be no store to open.
+    store: Mutex<Option<Store>>,
+}
+
+impl ThisDevice {
+    fn with_store<T>(&self, work: impl FnOnce(&Store) -> Result<T, StateError>) -> Result<T, StateError> {
+        let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *store {
+            Some(store) => work(store),
+            none => {
+                let folder = Partition::State.mount_point().unwrap_or_default();
+                work(none.insert(Store::open(Path::new(folder))?))
+            }
+        }
+    }
+}
+
+impl Device for ThisDevice {
+    fn image(&self) -> Image {
+        Image::parse(&fs::read_to_string(OS_RELEASE).unwrap_or_default())
+    }
+
+    fn boot_id(&self) -> String {
+        let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        id.trim().replace('-', "")
+    }
+
+    fn observe(&self) -> Observed {
+        nemos_host::stack::observe()
+    }
+
+    fn read(&self) -> Result<DeviceState, StateError> {
+        self.with_store(Store::read)
+    }
+
+    fn write(&self, state: &DeviceState) -> Result<(), StateError> {
+        self.with_store(|store| store.write(state))
+    }
+
+    fn now(&self) -> Timestamp {
+        nemos_host::time::now()
+    }
+
+    fn new_job(&self) -> JobId {
+        nemos_host::job::new_id()
+    }
+}

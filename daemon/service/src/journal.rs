@@ -1,0 +1,116 @@
+//! What is written to the journal: each event with its `MESSAGE_ID`, and with fields that programs can select by.
+//!
+//! The identifiers are explained to people in `/usr/lib/systemd/catalog/nemos.catalog` (`journalctl -x`).
+
+use std::io::IsTerminal;
+
+use nemos_api::Error;
+use nemos_model::JobId;
+use nemos_model::health::{Finding, Health, verdict};
+use nemos_model::job::Requester;
+use tracing::{info, warn};
+use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+/// A request was granted. Fields as in [`REQUEST_REFUSED`].
+pub const REQUEST_GRANTED: &str = "d0c273ead1334af9b2e7b17176656ace";
+/// A request was refused: `NEMOS_ACTION`, `NEMOS_OUTCOME`, `NEMOS_JOB`, `NEMOS_CALLER_{UID,USER,PROCESS,LABEL}`, `NEMOS_ERROR`.
+pub const REQUEST_REFUSED: &str = "5fa638dc82ed4d71b23d73780ef11a97";
+/// The device reboots for a job: `NEMOS_JOB`.
+pub const REBOOTING: &str = "a2b301af0b2f4c81bec74083d08b35f5";
+/// The device did not reboot for a job, which waits: `NEMOS_JOB`, `NEMOS_ERROR`.
+pub const NOT_REBOOTED: &str = "92db5250c58b409592baf0c0c7ebca0a";
+/// The health changed: `NEMOS_HEALTH`, `NEMOS_FINDINGS`.
+pub const HEALTH_CHANGED: &str = "92336534cebc4b87bb80bee35c78ebf8";
+
+/// Sends everything to the journal, or to standard error where there is none.
+pub fn begin() {
+    let level = LevelFilter::INFO;
+    match tracing_journald::layer() {
+        Ok(journal) => tracing_subscriber::registry().with(level).with(journal.with_field_prefix(None)).init(),
+        Err(_) => {
+            let colour = std::io::stderr().is_terminal();
+            let text = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colour);
+            tracing_subscriber::registry().with(level).with(text).init();
+        }
+    }
+}
+
+/// A request, and how it ended; with the job that it is about.
+pub fn request(action: &str, caller: &Requester, outcome: Result<JobId, &Error>) {
+    let (user, process, label) = (text(&caller.user), text(&caller.process), text(&caller.label));
+    match outcome {
+        Ok(job) => info!(
+            message_id = REQUEST_GRANTED,
+            nemos_action = action,
+            nemos_outcome = "granted",
+            nemos_job = %job,
+            nemos_caller_uid = caller.uid,
+            nemos_caller_user = user,
+            nemos_caller_process = process,
+            nemos_caller_label = label,
+            "{action} granted to uid {} ({process}): job {job}",
+            caller.uid
+        ),
+        Err(error) => warn!(
+            message_id = REQUEST_REFUSED,
+            nemos_action = action,
+            nemos_outcome = "refused",
+            nemos_error = error.kind.name(),
+            nemos_caller_uid = caller.uid,
+            nemos_caller_user = user,
+            nemos_caller_process = process,
+            nemos_caller_label = label,
+            "{action} refused to uid {} ({process}): {error}",
+            caller.uid
+        ),
+    }
+}
+
+/// A caller that the bus could not name was refused.
+pub fn stranger(action: &str, error: &Error) {
+    let nemos_error = error.kind.name();
+    warn!(
+        message_id = REQUEST_REFUSED,
+        nemos_action = action,
+        nemos_outcome = "refused",
+        nemos_error,
+        "{action} refused: {error}"
+    );
+}
+
+/// A reboot is asked for.
+pub fn rebooting(job: JobId) {
+    info!(message_id = REBOOTING, nemos_job = %job, "rebooting to carry out job {job}");
+}
+
+/// A reboot was refused.
+pub fn not_rebooted(job: JobId, error: &zbus::Error) {
+    warn!(
+        message_id = NOT_REBOOTED,
+        nemos_job = %job,
+        nemos_error = %error,
+        "cannot reboot ({error}); job {job} waits for the next boot"
+    );
+}
+
+/// The health is another than before.
+pub fn health(findings: &[Finding]) {
+    let health = verdict(findings);
+    let reasons: Vec<&str> = findings.iter().map(|finding| finding.message.as_str()).collect();
+    let reasons = reasons.join("; ");
+    match health {
+        Health::Ok => info!(message_id = HEALTH_CHANGED, nemos_health = health.name(), "health is {health}"),
+        Health::Warning | Health::Critical => warn!(
+            message_id = HEALTH_CHANGED,
+            nemos_health = health.name(),
+            nemos_findings = reasons,
+            "health is {health}: {reasons}"
+        ),
+    }
+}
+
+fn text(value: &Option<String>) -> &str {
+    value.as_deref().unwrap_or_default()
+}

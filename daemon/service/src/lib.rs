@@ -1,0 +1,12 @@
+//! The nemos daemon: translates between the bus and the device.
+//!
+//! It only asks; the initrd acts. A request is checked, written down durably, and carried out by the next boot.
+
+#![forbid(unsafe_code)]
+
+pub mod authorization;
+pub mod bus;
+pub mod desk;
+pub mod device;
+pub mod journal;
+pub mod reboot;
