@@ -2,5 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod build;
+pub mod layout;
+pub mod recipe;
 pub mod run;
 pub mod vm;

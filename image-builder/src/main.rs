@@ -1,5 +1,48 @@
-//! Builds the nemos reference disk image, and runs it in QEMU.
+//! Builds the nemos reference disk image, looks into it, checks it, and runs it in QEMU.
 
 #![forbid(unsafe_code)]
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use nemos_image::build::{BuildArgs, BuildError, build};
+use nemos_image::recipe::RecipeError;
+use nemos_image::run::{RunArgs, run};
+
+/// Builds the nemos reference disk image, looks into it, checks it, and runs it in QEMU
+#[derive(Debug, Parser)]
+#[command(name = "nemos-image", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Build(BuildArgs),
+    Run(RunArgs),
+}
+
+/// A command line that asks for what there is not.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    match dispatch(Cli::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("nemos-image: {error:#}");
+            let unknown_profile = matches!(
+                error.downcast_ref(),
+                Some(BuildError::Recipe(RecipeError::UnknownProfile { .. }))
+            );
+            if unknown_profile { ExitCode::from(USAGE) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Build(args) => build(&args).map(|_| ExitCode::SUCCESS).map_err(Into::into),
+        Command::Run(args) => Ok(run(args)?),
+    }
+}

@@ -1,0 +1,89 @@
+//! Roots of Debian that live as long as one run of mmdebstrap: unpacked, changed, read out, gone.
+//!
+//! An ordinary user has them in a user namespace of their own range of user ids, root without one. Files go in and out by
+//! mmdebstrap's own hooks, because programs in the namespace cannot read what only the user may.
+
+use std::path::Path;
+
+use super::host::is_root;
+use super::tool::Tool;
+
+/// A root to be.
+pub struct Chroot {
+    tool: Tool,
+}
+
+impl Chroot {
+    /// A root that is installed from a mirror.
+    pub fn installed(epoch: u64) -> Self {
+        // No initrd of Debian's: it would take a third of the time, and nothing would ever boot it.
+        Chroot { tool: mmdebstrap(epoch).env("INITRD", "No") }
+    }
+
+    /// A root that was made before, unpacked again.
+    pub fn unpacked(root: &Path, epoch: u64) -> Self {
+        let tool = mmdebstrap(epoch).args(["--variant=custom", "--skip=setup,update"]);
+        Chroot { tool: tool.arg(format!("--setup-hook=tar-in {} /", quoted(root))) }
+    }
+
+    /// One more argument for mmdebstrap.
+    pub fn arg(self, arg: impl AsRef<str>) -> Self {
+        Chroot { tool: self.tool.arg(arg.as_ref()) }
+    }
+
+    /// Unpacks a tar archive over it.
+    pub fn tar_in(self, archive: &Path) -> Self {
+        self.arg(format!("--customize-hook=tar-in {} /", quoted(archive)))
+    }
+
+    /// Copies a file into it.
+    pub fn upload(self, from: &Path, to: &str) -> Self {
+        self.arg(format!("--customize-hook=upload {} {to}", quoted(from)))
+    }
+
+    /// Copies a file out of it.
+    pub fn download(self, from: &str, to: &Path) -> Self {
+        self.arg(format!("--customize-hook=download {from} {}", quoted(to)))
+    }
+
+    /// Runs a script of the host's shell, with the root in `$1`.
+    pub fn shell(self, script: &str) -> Self {
+        self.arg(format!("--customize-hook={script}"))
+    }
+
+    /// What to run, with no root left behind but what was read out.
+    pub fn nothing_kept(self) -> Tool {
+        self.tool.args(["--format=null", "", "/dev/null"])
+    }
+
+    /// What to run, with the root as a tar archive on stdout.
+    pub fn as_tar(self) -> Tool {
+        self.tool.args(["--format=tar", "", "-"])
+    }
+
+    /// What to run, with the root as a tar archive in a file, installed from these archives.
+    pub fn installed_from(self, suite: &str, tar: &Path, archives: impl IntoIterator<Item = String>) -> Tool {
+        self.tool.arg("--format=tar").arg(suite).arg(tar).args(archives)
+    }
+}
+
+fn mmdebstrap(epoch: u64) -> Tool {
+    let mode = if is_root() { "--mode=root" } else { "--mode=unshare" };
+    // Device nodes cannot be made by an ordinary user, and devtmpfs brings them anyhow.
+    Tool::new("mmdebstrap").env("SOURCE_DATE_EPOCH", epoch.to_string()).args([mode, "--skip=output/dev"])
+}
+
+/// For the words that mmdebstrap splits a special hook into.
+fn quoted(path: &Path) -> String {
+    format!("'{}'", path.display().to_string().replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_with_spaces_stays_one_word() {
+        assert_eq!(quoted(Path::new("/tmp/my images/it's")), r"'/tmp/my images/it'\''s'");
+    }
+}

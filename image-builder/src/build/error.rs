@@ -1,0 +1,90 @@
+//! Why there is no image.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use nemos_model::integrity::InvalidRootHash;
+use thiserror::Error;
+
+use super::cache::CacheError;
+use super::host::HostError;
+use super::mirror::MirrorError;
+use super::table::TableError;
+use super::tool::ToolError;
+use crate::recipe::RecipeError;
+
+/// Why there is no image.
+#[derive(Debug, Error)]
+pub enum BuildError {
+    /// The step in which something failed.
+    #[error("{step}: {source}")]
+    Step {
+        /// The step.
+        step: &'static str,
+        /// What failed.
+        source: Box<BuildError>,
+    },
+    /// The recipe.
+    #[error(transparent)]
+    Recipe(#[from] RecipeError),
+    /// The host.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// The mirror.
+    #[error(transparent)]
+    Mirror(#[from] MirrorError),
+    /// The cache.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// The partition table.
+    #[error(transparent)]
+    Table(#[from] TableError),
+    /// A program.
+    #[error(transparent)]
+    Tool(#[from] ToolError),
+    /// veritysetup's answer.
+    #[error("veritysetup gave no root hash: {0}")]
+    RootHash(#[from] InvalidRootHash),
+    /// A file.
+    #[error("{doing} {path}: {source}")]
+    Io {
+        /// What was done to it.
+        doing: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// `SOURCE_DATE_EPOCH` is set, and not to a number.
+    #[error("SOURCE_DATE_EPOCH is `{0}`; set it to seconds since 1970, or unset it")]
+    Epoch(String),
+    /// No cache folder.
+    #[error("neither XDG_CACHE_HOME nor HOME is set; give --cache DIR")]
+    NoCacheFolder,
+    /// Not in the source.
+    #[error("this is not in the source tree of nemos, so there is nothing to build the package from; go there, or give --package FILE.deb")]
+    NotInSource,
+    /// cargo built something else.
+    #[error("cargo did not build {0}")]
+    NoProgram(&'static str),
+    /// Not our package.
+    #[error("{0} is not a package of nemos: it has no initrd; give one that nemos-image built with --package")]
+    NotOurPackage(PathBuf),
+    /// More than one kernel, or none.
+    #[error("the packages of the recipe bring other than one kernel ({0}); name one linux-image package")]
+    Kernels(String),
+    /// The unified kernel image does not fit.
+    #[error("the unified kernel image does not fit; set esp to {needed_mib} at least in [partitions-mib] of the recipe")]
+    EspTooSmall {
+        /// What it needs.
+        needed_mib: u64,
+    },
+}
+
+impl BuildError {
+    /// For `map_err`: what was done to which file.
+    pub fn io(doing: &'static str, path: &Path) -> impl Fn(io::Error) -> BuildError + use<> {
+        let path = path.to_owned();
+        move |source| BuildError::Io { doing, path: path.clone(), source }
+    }
+}

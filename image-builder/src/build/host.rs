@@ -1,0 +1,179 @@
+//! What a build needs of the host, checked before anything takes time.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rustix::process::geteuid;
+use thiserror::Error;
+
+/// Programs that every build runs, and the Debian packages they come in.
+const PROGRAMS: [(&str, &str); 14] = [
+    ("mmdebstrap", "mmdebstrap"),
+    ("apt-get", "apt"),
+    ("apt-config", "apt"),
+    ("dpkg-deb", "dpkg"),
+    ("tar", "tar"),
+    ("zstd", "zstd"),
+    ("sqfstar", "squashfs-tools"),
+    ("mksquashfs", "squashfs-tools"),
+    ("veritysetup", "cryptsetup-bin"),
+    ("mke2fs", "e2fsprogs"),
+    ("debugfs", "e2fsprogs"),
+    ("mkfs.vfat", "dosfstools"),
+    ("mcopy", "mtools"),
+    ("python3", "python3"),
+];
+
+/// Debian's own interpreter: the one that `python3-pefile` is installed for.
+pub const PYTHON: &str = "/usr/bin/python3";
+
+/// What is missing on the host.
+#[derive(Debug, Error)]
+pub enum HostError {
+    /// Programs are not installed.
+    #[error("{} not installed; run: sudo apt-get install {}", missing(programs), packages.join(" "))]
+    Programs {
+        /// The programs.
+        programs: Vec<String>,
+        /// The packages they come in.
+        packages: Vec<String>,
+    },
+    /// An ordinary user without user ids of their own.
+    #[error(
+        "{user} has no range of user ids in {file}, so a root file system cannot be unpacked without root; \
+         run: sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}"
+    )]
+    NoUserIds {
+        /// Who.
+        user: String,
+        /// Where they would be.
+        file: &'static str,
+    },
+    /// A folder that cannot be written.
+    #[error("{path} cannot be written: {source}; choose another folder with {option}")]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+        /// The option that names it.
+        option: &'static str,
+    },
+    /// Not enough space.
+    #[error("{path} has {free_mib} MiB free, and the build needs {needed_mib} MiB; free some, or choose another folder with {option}")]
+    Space {
+        /// The folder.
+        path: PathBuf,
+        /// What is free.
+        free_mib: u64,
+        /// What is needed.
+        needed_mib: u64,
+        /// The option that names it.
+        option: &'static str,
+    },
+}
+
+fn missing(programs: &[String]) -> String {
+    let verb = if programs.len() == 1 { "is" } else { "are" };
+    format!("{} {verb}", programs.join(", "))
+}
+
+/// Where a program is: in the PATH, or where Debian has what only root's PATH names.
+pub fn find_program(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from))
+        .map(|folder| folder.join(program))
+        .find(|file| file.is_file())
+}
+
+/// Checks that all programs are there, and that an ordinary user can have a root file system.
+pub fn check_programs(builds_package: bool) -> Result<(), HostError> {
+    let mut wanted = PROGRAMS.to_vec();
+    if !is_root() {
+        wanted.push(("newuidmap", "uidmap"));
+    }
+    if builds_package {
+        wanted.push(("cargo", "cargo"));
+    }
+    let mut absent: Vec<_> = wanted.into_iter().filter(|(program, _)| find_program(program).is_none()).collect();
+    if !absent.iter().any(|(program, _)| *program == "python3") && !python_reads_pe() {
+        absent.push(("the Python module pefile", "python3-pefile"));
+    }
+    if !Path::new("/usr/share/keyrings/debian-archive-keyring.gpg").exists()
+        && !Path::new("/usr/share/keyrings/debian-archive-keyring.pgp").exists()
+    {
+        absent.push(("Debian's archive keyring", "debian-archive-keyring"));
+    }
+    if !absent.is_empty() {
+        let mut packages: Vec<_> = absent.iter().map(|(_, package)| (*package).to_owned()).collect();
+        packages.dedup();
+        let programs = absent.iter().map(|(program, _)| (*program).to_owned()).collect();
+        return Err(HostError::Programs { programs, packages });
+    }
+    if is_root() { Ok(()) } else { check_user_ids() }
+}
+
+/// Whether we are root: then mmdebstrap needs no user namespace.
+pub fn is_root() -> bool {
+    geteuid().is_root()
+}
+
+fn python_reads_pe() -> bool {
+    Command::new(PYTHON).args(["-c", "import pefile"]).output().is_ok_and(|ended| ended.status.success())
+}
+
+fn check_user_ids() -> Result<(), HostError> {
+    let uid = geteuid().as_raw().to_string();
+    let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let by_uid = |line: &&str| line.split(':').nth(2) == Some(&uid);
+    let user = passwd.lines().find(by_uid).and_then(|line| line.split(':').next()).unwrap_or(&uid);
+    for file in ["/etc/subuid", "/etc/subgid"] {
+        let ranges = fs::read_to_string(file).unwrap_or_default();
+        let owns = |line: &str| line.split(':').next().is_some_and(|owner| owner == user || owner == uid);
+        if !ranges.lines().any(owns) {
+            return Err(HostError::NoUserIds { user: user.to_owned(), file });
+        }
+    }
+    Ok(())
+}
+
+/// Makes sure that a folder exists, can be written and has space.
+pub fn check_folder(path: &Path, needed_mib: u64, option: &'static str) -> Result<(), HostError> {
+    let unwritable = |source| HostError::Folder { path: path.to_owned(), source, option };
+    fs::create_dir_all(path).map_err(unwritable)?;
+    tempfile::tempfile_in(path).map_err(unwritable)?;
+    let space = rustix::fs::statvfs(path).map_err(|errno| unwritable(errno.into()))?;
+    let free_mib = space.f_bavail.saturating_mul(space.f_frsize) >> 20;
+    if free_mib < needed_mib {
+        return Err(HostError::Space { path: path.to_owned(), free_mib, needed_mib, option });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_named_with_what_to_type() {
+        let error = HostError::Programs {
+            programs: vec!["sqfstar".into(), "mcopy".into()],
+            packages: vec!["squashfs-tools".into(), "mtools".into()],
+        };
+        assert_eq!(
+            error.to_string(),
+            "sqfstar, mcopy are not installed; run: sudo apt-get install squashfs-tools mtools"
+        );
+    }
+
+    #[test]
+    fn a_folder_without_space_is_refused() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        assert!(check_folder(folder.path(), 0, "--output").is_ok());
+        let refused = check_folder(folder.path(), u64::MAX, "--output");
+        assert!(matches!(refused, Err(HostError::Space { .. })), "{refused:?}");
+    }
+}

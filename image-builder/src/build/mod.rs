@@ -1,0 +1,260 @@
+//! `nemos-image build`: a recipe becomes a disk image.
+//!
+//! ```text
+//!     Debian's mirror --> distribution (cached) --+--> initrd, dracut's part (cached) --+
+//!                                                 |                                     +--> UKI --> ESP --+
+//!     our source --> package ---------------------+--> root: squashfs + hash tree ------+                  +--> disk
+//!                                                                    state, preloaded containers ----------+
+//! ```
+//!
+//! Nothing needs root: roots live in a user namespace, file systems and tables are written as files.
+
+mod cache;
+mod chroot;
+mod disk;
+mod distribution;
+mod error;
+mod filesystems;
+mod host;
+mod ids;
+mod initrd;
+mod mirror;
+mod package;
+mod progress;
+mod root;
+mod table;
+mod tool;
+mod uki;
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use nemos_model::partitions::Partition;
+
+pub use self::error::BuildError;
+pub use self::tool::{Tool, ToolError};
+pub use self::uki::REMOVABLE_PATH;
+use self::cache::{Cache, Digest};
+use self::distribution::Distribution;
+use self::ids::Ids;
+use self::initrd::Initrd;
+use self::mirror::Mirror;
+use self::progress::{Progress, mib};
+use self::root::Root;
+use crate::layout::Layout;
+use crate::recipe::Recipe;
+
+/// Space that a build takes at most, besides what it leaves.
+const OUTPUT_MIB: u64 = 1024;
+const CACHE_MIB: u64 = 1024;
+/// Left free at the end of `p.lxreadonly`, for signed metadata as Kiwi writes it.
+const METADATA: u64 = 4096;
+
+/// Build a disk image
+///
+/// As an ordinary user, from the Debian mirror of the host's apt and the source tree that the current folder is in.
+#[derive(Debug, Clone, Args)]
+pub struct BuildArgs {
+    /// Recipe to build, of those that come with the builder
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    pub profile: String,
+
+    /// Recipe to build, from a file
+    #[arg(long, value_name = "FILE", conflicts_with = "profile")]
+    pub recipe: Option<PathBuf>,
+
+    /// Folder for the disk image and the package
+    #[arg(long, value_name = "DIR", default_value = "out")]
+    pub output: PathBuf,
+
+    /// Debian mirror, instead of the host's
+    #[arg(long, value_name = "URL")]
+    pub mirror: Option<String>,
+
+    /// Debian package of nemos, instead of building it
+    #[arg(long, value_name = "FILE")]
+    pub package: Option<PathBuf>,
+
+    /// Folder for what need not be made again [default: nemos-image in the user's cache]
+    #[arg(long, value_name = "DIR")]
+    pub cache: Option<PathBuf>,
+
+    /// Show what the programs that are run say
+    #[arg(long, short)]
+    pub verbose: bool,
+}
+
+/// What all steps share.
+pub struct Context {
+    recipe: Recipe,
+    profile: String,
+    /// Seconds since 1970 that everything in the image is dated with.
+    epoch: u64,
+    /// Removed at the end, however it ends.
+    scratch: PathBuf,
+    cache: Cache,
+}
+
+impl Context {
+    fn read(&self, path: &Path) -> Result<String, BuildError> {
+        fs::read_to_string(path).map_err(BuildError::io("reading", path))
+    }
+
+    fn write(&self, path: &Path, text: &str) -> Result<(), BuildError> {
+        self.create_parent(path)?;
+        fs::write(path, text).map_err(BuildError::io("writing", path))
+    }
+
+    fn create_parent(&self, path: &Path) -> Result<(), BuildError> {
+        path.parent().map_or(Ok(()), |parent| fs::create_dir_all(parent).map_err(BuildError::io("making", parent)))
+    }
+}
+
+/// Builds the image; its path is returned.
+pub fn build(args: &BuildArgs) -> Result<PathBuf, BuildError> {
+    tool::end_with_signals().map_err(BuildError::io("watching for signals", Path::new("")))?;
+    if args.verbose {
+        tool::be_verbose();
+    }
+    let (recipe, recipe_text) = match &args.recipe {
+        Some(file) => Recipe::read(file)?,
+        None => Recipe::shipped(&args.profile)?,
+    };
+    let profile = match &args.recipe {
+        Some(file) => file.file_stem().map_or("image".into(), |stem| stem.to_string_lossy().into_owned()),
+        None => args.profile.clone(),
+    };
+    let progress = Progress::new();
+    let (scratch, context) = progress.step("host", || {
+        host::check_programs(args.package.is_none())?;
+        let cache = cache_folder(args)?;
+        host::check_folder(&args.output, OUTPUT_MIB, "--output")?;
+        host::check_folder(&cache, CACHE_MIB, "--cache")?;
+        let scratch = tempfile::Builder::new().prefix(".nemos-image-").tempdir_in(&args.output);
+        let scratch = scratch.map_err(BuildError::io("making a folder in", &args.output))?;
+        let context = Context {
+            epoch: epoch()?,
+            scratch: absolute(scratch.path())?,
+            cache: Cache::open(absolute(&cache)?)?,
+            recipe,
+            profile,
+        };
+        Ok(((scratch, context), format!("has all that is needed; cache {}", cache.display())))
+    })?;
+    let made = make(args, &context, &recipe_text, &progress);
+    drop(scratch);
+    made
+}
+
+fn make(args: &BuildArgs, context: &Context, recipe_text: &str, progress: &Progress) -> Result<PathBuf, BuildError> {
+    let debian = &context.recipe.debian;
+    let (mirror, releases) = progress.step("mirror", || {
+        let mirror = Mirror::find(args.mirror.as_deref(), debian)?;
+        let releases = mirror.releases(&context.scratch)?;
+        let told = mirror.archives.iter().map(|archive| format!("{} {}", archive.uri, archive.suite));
+        let told = told.collect::<Vec<_>>().join(", ");
+        Ok(((mirror, releases), told))
+    })?;
+    let deb = progress.step("package", || {
+        let deb = match &args.package {
+            Some(deb) => absolute(deb)?,
+            None => package::build(context)?,
+        };
+        Ok((deb.clone(), describe(&deb, true)?))
+    })?;
+    let distribution = progress.step("distribution", || {
+        let made = Distribution::make(context, &mirror, &releases)?;
+        let told = describe(&made.root, !made.found)?;
+        Ok((made, told))
+    })?;
+    let initrd = progress.step("initrd", || {
+        let made = Initrd::make(context, &distribution, &deb)?;
+        let told = format!("{}; with the program {}", describe(&made.base, !made.found)?, mib(size_of(&made.program)?));
+        Ok((made, told))
+    })?;
+    let deb_digest = Digest::of_file(&deb).map_err(BuildError::io("reading", &deb))?;
+    let epoch = context.epoch.to_le_bytes();
+    let inputs = [&epoch, distribution.key.0.as_slice(), &deb_digest.0, recipe_text.as_bytes(), context.profile.as_bytes()];
+    let ids = Ids::new(Digest::of(inputs));
+    let root = progress.step("root", || {
+        let made = Root::make(context, &distribution, &deb, &ids)?;
+        let told = format!("squashfs {}, hash tree {}", mib(made.sizes.0), mib(made.sizes.1));
+        Ok((made, told))
+    })?;
+    let uki = progress.step("kernel image", || {
+        let made = uki::make(context, &distribution, &initrd, &root)?;
+        let told = format!("{}, Linux {}", mib(size_of(&made)?), distribution.kernel_version);
+        Ok((made, told))
+    })?;
+    let disk = progress.step("disk", || {
+        let preloaded = filesystems::preloaded(context)?;
+        let (root_size, preloaded_size) = (size_of(&root.file)? + METADATA, size_of(&preloaded)?);
+        let layout = Layout::new(|partition| match partition {
+            Partition::Readonly => root_size,
+            Partition::OciPreloaded => preloaded_size,
+            sized => context.recipe.partitions_mib.of(sized).map_or(0, |size| u64::from(size) << 20),
+        });
+        let esp = uki::make_esp(context, &uki, layout.size_of(Partition::Esp), &ids)?;
+        let state = filesystems::state(context, layout.size_of(Partition::State), &ids)?;
+        let contents = [
+            (Partition::Esp, esp),
+            (Partition::OciPreloaded, preloaded),
+            (Partition::State, state),
+            (Partition::Readonly, root.file.clone()),
+        ];
+        let disk = disk::write(context, &layout, &contents, &ids)?;
+        let used = disk::allocated(&disk)?;
+        Ok((disk, format!("{}, {} of it written", mib(layout.disk_size), mib(used))))
+    })?;
+    tool::interruption()?;
+    if args.package.is_none() {
+        disk::publish(&deb, &args.output)?;
+    }
+    let published = disk::publish(&disk, &args.output)?;
+    eprintln!("{} in {:.1} s, root hash {}", published.display(), progress.seconds(), root.hash);
+    Ok(published)
+}
+
+fn cache_folder(args: &BuildArgs) -> Result<PathBuf, BuildError> {
+    let given = args.cache.clone();
+    let folder = |variable: &str| env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from);
+    given
+        .or_else(|| Some(folder("XDG_CACHE_HOME")?.join("nemos-image")))
+        .or_else(|| Some(folder("HOME")?.join(".cache/nemos-image")))
+        .ok_or(BuildError::NoCacheFolder)
+}
+
+/// `SOURCE_DATE_EPOCH`, or the time of the last commit, or else the start of 2025: never the clock.
+fn epoch() -> Result<u64, BuildError> {
+    const WITHOUT_HISTORY: u64 = 1_735_689_600;
+    if let Ok(text) = env::var("SOURCE_DATE_EPOCH") {
+        return text.trim().parse().map_err(|_| BuildError::Epoch(text));
+    }
+    let committed = Tool::new("git").args(["log", "-1", "--format=%ct"]).output();
+    let committed = committed.ok().and_then(|output| String::from_utf8(output).ok());
+    Ok(committed.and_then(|text| text.trim().parse().ok()).unwrap_or(WITHOUT_HISTORY))
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, BuildError> {
+    fs::canonicalize(path).map_err(BuildError::io("finding", path))
+}
+
+fn size_of(path: &Path) -> Result<u64, BuildError> {
+    Ok(fs::metadata(path).map_err(BuildError::io("reading", path))?.len())
+}
+
+fn size_of_tree(path: &Path) -> Result<u64, BuildError> {
+    let metadata = fs::symlink_metadata(path).map_err(BuildError::io("reading", path))?;
+    if !metadata.is_dir() {
+        return Ok(metadata.len());
+    }
+    let entries = fs::read_dir(path).map_err(BuildError::io("reading", path))?;
+    entries.map(|entry| size_of_tree(&entry.map_err(BuildError::io("reading", path))?.path())).sum()
+}
+
+fn describe(path: &Path, made: bool) -> Result<String, BuildError> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    Ok(format!("{name} {}{}", mib(size_of(path)?), if made { "" } else { ", from the cache" }))
+}

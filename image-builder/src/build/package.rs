@@ -1,0 +1,208 @@
+//! The Debian package: our programs, and everything under `systemd/`.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use super::Context;
+use super::error::BuildError;
+use super::tool::{Tool, ToolError};
+
+/// Programs, the packages of cargo that make them, and where they are installed.
+const PROGRAMS: [(&str, &str); 3] =
+    [("nemosd", "usr/libexec/nemosd"), ("nemosctl", "usr/bin/nemosctl"), ("nemos-initrd", "usr/lib/nemos/nemos-initrd")];
+
+/// Where the package has the initrd's program.
+pub const INITRD_PROGRAM: &str = "usr/lib/nemos/nemos-initrd";
+/// What dracut needs of the package.
+pub const DRACUT_PARTS: [&str; 2] = ["usr/lib/dracut/", "usr/share/nemos/dracut/"];
+
+const CONTROL: &str = "Package: nemos
+Version: @VERSION@
+Architecture: amd64
+Section: admin
+Priority: optional
+Maintainer: nemos developers <nemos@localhost>
+Depends: cryptsetup-bin, dbus, e2fsprogs, libblkid1, libc6 (>= 2.36), libcryptsetup12 (>= 2:2.6), libdevmapper1.02.1, \
+libgcc-s1, polkitd, systemd (>= 254), xfsprogs
+Suggests: dracut
+Installed-Size: @SIZE@
+Description: takes care of a read-only, verified Linux device
+ Factory reset, overlay reconfiguration, key rotation and integrity status over
+ D-Bus (nemosd), a command line (nemosctl), and the program that carries out in
+ the initrd what was asked (nemos-initrd, with its dracut module).
+";
+
+/// Units are started by their presets; nothing is started while an image is made.
+const POSTINST: &str = r#"#!/bin/sh
+set -e
+if [ "$1" = configure ]; then
+    systemd-sysusers nemos.conf 2>/dev/null || true
+    for unit in @UNITS@; do
+        deb-systemd-helper enable "$unit" >/dev/null || true
+    done
+    if [ -d /run/systemd/system ]; then
+        systemctl daemon-reload || true
+    fi
+fi
+"#;
+
+const PRERM: &str = r#"#!/bin/sh
+set -e
+if [ "$1" = remove ] && [ -d /run/systemd/system ]; then
+    for unit in @UNITS@; do
+        deb-systemd-invoke stop "$unit" || true
+    done
+fi
+"#;
+
+const POSTRM: &str = r#"#!/bin/sh
+set -e
+if [ "$1" = remove ] || [ "$1" = purge ]; then
+    for unit in @UNITS@; do
+        deb-systemd-helper "$1" "$unit" >/dev/null || true
+    done
+fi
+"#;
+
+/// Builds the programs of the workspace that the current folder is in, and the package of them.
+pub fn build(context: &Context) -> Result<PathBuf, BuildError> {
+    let source = source_tree()?;
+    let programs = compile(&source)?;
+    let version = env!("CARGO_PKG_VERSION");
+    let tree = context.scratch.join("package");
+    copy_tree(&source.join("systemd"), &tree)?;
+    for (program, path) in PROGRAMS {
+        let compiled = programs.get(program).ok_or(BuildError::NoProgram(program))?;
+        let to = tree.join(path);
+        context.create_parent(&to)?;
+        fs::copy(compiled, &to).map_err(BuildError::io("copying", &to))?;
+    }
+    write_control(context, &tree, version)?;
+    let package = context.scratch.join(format!("nemos_{version}_amd64.deb"));
+    Tool::new("dpkg-deb")
+        .env("SOURCE_DATE_EPOCH", context.epoch.to_string())
+        .args(["--root-owner-group", "-Zzstd", "--build"])
+        .args([&tree, &package])
+        .run()?;
+    Ok(package)
+}
+
+/// The root of the workspace.
+pub fn source_tree() -> Result<PathBuf, BuildError> {
+    let located = Tool::new("cargo").args(["locate-project", "--workspace", "--message-format=plain"]).output();
+    let manifest = match located {
+        Ok(output) => PathBuf::from(String::from_utf8_lossy(&output).trim()),
+        Err(ToolError::Failed { .. }) => return Err(BuildError::NotInSource),
+        Err(other) => return Err(other.into()),
+    };
+    match manifest.parent() {
+        Some(root) if root.join("daemon/initrd").is_dir() => Ok(root.to_owned()),
+        _ => Err(BuildError::NotInSource),
+    }
+}
+
+fn compile(source: &Path) -> Result<BTreeMap<String, PathBuf>, BuildError> {
+    let output = Tool::new("cargo")
+        .args(["build", "--release", "--locked", "--quiet", "--message-format=json-render-diagnostics"])
+        .arg("--manifest-path")
+        .arg(source.join("Cargo.toml"))
+        .args(PROGRAMS.iter().flat_map(|(package, _)| ["--package", package]))
+        .output()?;
+    let messages = output.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice::<serde_json::Value>(line).ok());
+    Ok(messages
+        .filter_map(|message| {
+            let name = message.pointer("/target/name")?.as_str()?.to_owned();
+            Some((name, PathBuf::from(message.get("executable")?.as_str()?)))
+        })
+        .collect())
+}
+
+fn copy_tree(from: &Path, to: &Path) -> Result<(), BuildError> {
+    fs::create_dir_all(to).map_err(BuildError::io("making", to))?;
+    let mode = |path: &Path, mode| {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(BuildError::io("giving a mode to", path))
+    };
+    mode(to, 0o755)?;
+    for entry in fs::read_dir(from).map_err(BuildError::io("reading", from))? {
+        let entry = entry.map_err(BuildError::io("reading", from))?;
+        let (path, to) = (entry.path(), to.join(entry.file_name()));
+        let metadata = entry.metadata().map_err(BuildError::io("reading", &path))?;
+        if metadata.is_dir() {
+            copy_tree(&path, &to)?;
+        } else if metadata.is_symlink() {
+            let target = fs::read_link(&path).map_err(BuildError::io("reading", &path))?;
+            std::os::unix::fs::symlink(target, &to).map_err(BuildError::io("making", &to))?;
+        } else {
+            fs::copy(&path, &to).map_err(BuildError::io("copying", &path))?;
+            // Whatever the umask was when the source was checked out.
+            mode(&to, if metadata.permissions().mode() & 0o100 == 0 { 0o644 } else { 0o755 })?;
+        }
+    }
+    Ok(())
+}
+
+fn write_control(context: &Context, tree: &Path, version: &str) -> Result<(), BuildError> {
+    let units = units_to_enable(&tree.join("usr/lib/systemd/system"))?.join(" ");
+    let size = (super::size_of_tree(tree)? >> 10).to_string();
+    let control = CONTROL.replace("@VERSION@", version).replace("@SIZE@", &size);
+    let scripts = [("postinst", POSTINST), ("prerm", PRERM), ("postrm", POSTRM)];
+    let scripts = scripts.map(|(name, text)| (name, text.replace("@UNITS@", &units), 0o755));
+    for (name, text, mode) in [("control", control, 0o644)].into_iter().chain(scripts) {
+        let path = tree.join("DEBIAN").join(name);
+        context.write(&path, &text)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).map_err(BuildError::io("giving a mode to", &path))?;
+    }
+    Ok(())
+}
+
+/// Units with an `[Install]` section.
+fn units_to_enable(folder: &Path) -> Result<Vec<String>, BuildError> {
+    let mut units = Vec::new();
+    let Ok(entries) = fs::read_dir(folder) else { return Ok(units) };
+    for entry in entries {
+        let path = entry.map_err(BuildError::io("reading", folder))?.path();
+        if path.is_file() {
+            let text = fs::read_to_string(&path).map_err(BuildError::io("reading", &path))?;
+            if text.lines().any(|line| line.trim() == "[Install]") {
+                units.extend(path.file_name().map(|name| name.to_string_lossy().into_owned()));
+            }
+        }
+    }
+    units.sort();
+    Ok(units)
+}
+
+/// A file of a package.
+#[derive(Debug)]
+pub struct Packed {
+    /// Its path, without a leading slash.
+    pub path: String,
+    /// Its permissions.
+    pub mode: u32,
+    /// Its content.
+    pub content: Vec<u8>,
+}
+
+/// The regular files of a package that `wanted` says yes to, ordered by path.
+pub fn files(package: &Path, wanted: impl Fn(&str) -> bool) -> Result<Vec<Packed>, BuildError> {
+    let archive = Tool::new("dpkg-deb").arg("--fsys-tarfile").arg(package).output()?;
+    let unreadable = BuildError::io("reading", package);
+    let read = || {
+        let mut files = Vec::new();
+        for entry in tar::Archive::new(archive.as_slice()).entries()? {
+            let mut entry = entry?;
+            let path = entry.path()?.to_string_lossy().trim_start_matches("./").to_owned();
+            if entry.header().entry_type().is_file() && wanted(&path) {
+                let mut content = Vec::new();
+                entry.read_to_end(&mut content)?;
+                files.push(Packed { path, mode: entry.header().mode()?, content });
+            }
+        }
+        files.sort_by(|one, other| one.path.cmp(&other.path));
+        Ok(files)
+    };
+    read().map_err(unreadable)
+}

@@ -1,0 +1,143 @@
+//! The read-only root: Debian's part, our package and the recipe's files, as a squashfs with its hash tree behind it.
+
+use std::fmt::Write as _;
+use std::fs::{self, OpenOptions};
+use std::path::{Path, PathBuf};
+
+use nemos_model::integrity::RootHash;
+use nemos_model::partitions::Partition;
+
+use super::Context;
+use super::chroot::Chroot;
+use super::distribution::Distribution;
+use super::error::BuildError;
+use super::ids::Ids;
+use super::tool::Tool;
+
+/// Mount points, and folders that must be there before anything is mounted.
+const FOLDERS: [&str; 2] = ["/home", "/var/lib/containers"];
+
+/// A squashfs with its hash tree.
+#[derive(Debug)]
+pub struct Root {
+    /// The content of the partition.
+    pub file: PathBuf,
+    /// What the kernel compares with.
+    pub hash: RootHash,
+    /// Its os-release.
+    pub os_release: String,
+    /// Bytes of the file system, and of the tree behind it.
+    pub sizes: (u64, u64),
+}
+
+impl Root {
+    /// Makes it.
+    pub fn make(context: &Context, distribution: &Distribution, deb: &Path, ids: &Ids) -> Result<Self, BuildError> {
+        let os_release = os_release(context, ids);
+        let file = context.scratch.join("root.squashfs");
+        let script = customization(context, &os_release);
+        let level = context.recipe.squashfs.zstd_level.to_string();
+        let squashfs = Tool::new("sqfstar")
+            .env("SOURCE_DATE_EPOCH", context.epoch.to_string())
+            .args(["-quiet", "-no-progress", "-exit-on-error", "-comp", "zstd", "-Xcompression-level", &level])
+            .arg(&file);
+        Chroot::unpacked(&distribution.root, context.epoch)
+            .upload(deb, "/tmp/nemos.deb")
+            .shell(&script)
+            .as_tar()
+            .pipe_into(squashfs)?;
+        let size = fs::metadata(&file).map_err(BuildError::io("reading", &file))?.len();
+        let hash = append_hash_tree(context, &file, size, ids)?;
+        let whole = fs::metadata(&file).map_err(BuildError::io("reading", &file))?.len();
+        Ok(Root { file, hash, os_release, sizes: (size, whole - size) })
+    }
+}
+
+/// Puts the tree where nemos-initrd looks for it: behind the file system, in blocks of 4096 bytes.
+fn append_hash_tree(context: &Context, file: &Path, size: u64, ids: &Ids) -> Result<RootHash, BuildError> {
+    let offset = size.next_multiple_of(4096);
+    let grown = OpenOptions::new().write(true).open(file).and_then(|file| file.set_len(offset));
+    grown.map_err(BuildError::io("writing", file))?;
+    let hash_file = context.scratch.join("roothash");
+    Tool::new("veritysetup")
+        .args(["format", "--hash=sha256", "--data-block-size=4096", "--hash-block-size=4096"])
+        .arg(format!("--data-blocks={}", offset / 4096))
+        .arg(format!("--hash-offset={offset}"))
+        .arg(format!("--salt={}", ids.digest("verity salt").hex()))
+        .arg(format!("--uuid={}", ids.uuid("verity")))
+        .arg(format!("--root-hash-file={}", hash_file.display()))
+        .args([file, file])
+        .run()?;
+    Ok(context.read(&hash_file)?.trim().parse()?)
+}
+
+fn os_release(context: &Context, ids: &Ids) -> String {
+    let version = env!("CARGO_PKG_VERSION");
+    format!(
+        "NAME=\"nemos\"\nPRETTY_NAME=\"nemos {version} ({profile})\"\nID=nemos\nID_LIKE=debian\nVARIANT_ID=nemos\n\
+         VERSION_ID={version}\nVERSION_CODENAME={suite}\nIMAGE_ID=nemos-{profile}\nIMAGE_VERSION={version}\nBUILD_ID={build}\n",
+        profile = context.profile,
+        suite = context.recipe.debian.suite,
+        build = ids.build_id(),
+    )
+}
+
+/// What is done to the unpacked root, `$1`.
+fn customization(context: &Context, os_release: &str) -> String {
+    let recipe = &context.recipe;
+    let mut script = String::from(
+        "set -eu\nroot=$1\ninside() { chroot \"$root\" \"$@\"; }\n\
+         inside dpkg --install /tmp/nemos.deb\nrm \"$root/tmp/nemos.deb\"\n",
+    );
+    let mut line = |line: String| {
+        let _ = writeln!(script, "{line}");
+    };
+    for (name, user) in &recipe.users {
+        let groups = user.groups.join(",");
+        let hash = user.password_hash.as_deref().unwrap_or("!");
+        line(format!(
+            "inside useradd --uid {} --user-group --groups '{groups}' --no-create-home --home-dir /home/{name} \
+             --shell /bin/bash --password {} {name}",
+            user.uid,
+            quoted(hash)
+        ));
+    }
+    for (path, content) in &recipe.files {
+        line(file(path, content));
+    }
+    line(file("/usr/lib/os-release", os_release));
+    line(file("/etc/machine-id", "uninitialized\n"));
+    line(file("/etc/fstab", ""));
+    for unit in &recipe.units.enable {
+        line(format!("inside systemctl --quiet enable {unit}"));
+    }
+    for name in &recipe.units.mask {
+        // A generator is masked in its own folder.
+        let folder = if name.contains('.') { "system" } else { "system-generators" };
+        line(format!("mkdir -p \"$root/etc/systemd/{folder}\"\nln -sf /dev/null \"$root/etc/systemd/{folder}/{name}\""));
+    }
+    for folder in FOLDERS.into_iter().chain(Partition::ALL.into_iter().filter_map(Partition::mount_point)) {
+        line(format!("mkdir -p \"$root{folder}\""));
+    }
+    // Keys are the device's own, logs and caches of the installation nobody's.
+    line(
+        "rm -rf \"$root\"/etc/ssh/ssh_host_* \"$root\"/etc/resolv.conf \"$root\"/var/lib/dbus/machine-id \
+         \"$root\"/var/cache/* \"$root\"/var/log/*.log \"$root\"/var/log/apt \"$root\"/var/lib/apt/lists/* \
+         \"$root\"/var/lib/systemd/random-seed \"$root\"/etc/.pwd.lock \"$root\"/etc/*- \
+         \"$root\"/var/lib/dpkg/*-old \"$root\"/boot/*"
+            .to_owned(),
+    );
+    script
+}
+
+fn file(path: &str, content: &str) -> String {
+    format!(
+        "mkdir -p \"$(dirname \"$root{path}\")\"\nrm -f \"$root{path}\"\nprintf %s {} > \"$root{path}\"\nchmod 644 \"$root{path}\"",
+        quoted(content)
+    )
+}
+
+/// For a shell.
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
+}

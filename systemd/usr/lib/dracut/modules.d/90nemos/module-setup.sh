@@ -1,0 +1,73 @@
+#!/bin/bash
+# The initrd of a nemos device: systemd, udev, nemos-initrd, and nothing that could mount a root or open a shell instead.
+#
+# Asked for by name only (see /usr/share/nemos/dracut): on a machine that is not a nemos device it would not boot.
+
+check() {
+    require_binaries mkfs.xfs mkfs.ext4 dmsetup blkid || return 1
+    return 255
+}
+
+depends() {
+    echo systemd-initrd
+}
+
+installkernel() {
+    # What the disk may hang on.
+    hostonly='' instmods \
+        virtio_blk virtio_scsi virtio_pci virtio_console nvme ahci ata_piix sd_mod usb-storage uas xhci-pci ehci-pci \
+        mmc_block sdhci-pci sdhci-acpi
+
+    # What is on it. The ciphers by the names that libcryptsetup and dm-crypt ask for, directly or inside a template.
+    hostonly='' instmods \
+        dm-mod dm-verity dm-crypt dm-integrity \
+        squashfs overlay xfs ext4 vfat nls_ascii nls_cp437 nls_utf8 loop \
+        aegis128 aegis128-aesni aes_generic aesni_intel authenc authencesn cbc ecb xts essiv hmac \
+        sha256 sha256-ssse3 sha512 crypto_null cryptd \
+        af_alg algif_aead algif_skcipher algif_hash algif_rng
+
+    # A device that hangs in its initrd must come back by itself.
+    hostonly='' instmods -s i6300esb iTCO_wdt softdog
+}
+
+install() {
+    inst_multiple mkfs.xfs mkfs.ext4 mke2fs dmsetup blkid modprobe kmod mount umount sleep echo sync
+    inst_simple /etc/mke2fs.conf
+
+    inst_rules 55-dm.rules 60-persistent-storage-dm.rules 95-dm-notify.rules
+
+    # The builder adds the program behind a cached initrd, so that a new program costs no new run of dracut; its
+    # libraries are therefore named here as well.
+    inst_libdir_file "libcryptsetup.so.*" "libdevmapper.so.*" "libblkid.so.*" "libgcc_s.so.*"
+    inst_multiple -o /usr/lib/nemos/nemos-initrd
+
+    inst_simple "$moddir/nemos-initrd.service" "$systemdsystemunitdir/nemos-initrd.service"
+    mkdir -p "$initdir$systemdsystemunitdir/initrd-root-fs.target.requires"
+    ln -sf ../nemos-initrd.service "$initdir$systemdsystemunitdir/initrd-root-fs.target.requires/nemos-initrd.service"
+    ln -sf initrd.target "$initdir$systemdsystemunitdir/default.target"
+
+    # systemd stops what the next target does not need, and these mounts carry the running system.
+    local unit
+    for unit in run-nemos-root run-nemos-overlay; do
+        inst_simple "$moddir/keep-mounted.conf" "$systemdsystemunitdir/$unit.mount.d/keep-mounted.conf"
+    done
+
+    # A device that verifies its root offers no shell on its console: whatever fails here ends in a reboot.
+    inst_simple "$moddir/emergency.service" "$systemdsystemunitdir/emergency.service"
+    inst_simple "$moddir/emergency.service" "$systemdsystemunitdir/rescue.service"
+    rm -f "$initdir$systemdsystemunitdir/debug-shell.service"
+
+    # Generators: nemos-initrd alone decides what /sysroot is.
+    rm -rf "$initdir$systemdutildir/system-generators" "$initdir$systemdutildir/systemd-sysroot-fstab-check"
+    inst_simple "$moddir/no-fstab.conf" "$systemdsystemunitdir/initrd-parse-etc.service.d/no-fstab.conf"
+
+    inst_simple "$moddir/modules-load.conf" /usr/lib/modules-load.d/nemos.conf
+
+    # The demo key is public. Without a newline: the passphrase is exactly these bytes.
+    mkdir -p "$initdir/etc/cryptsetup-keys.d"
+    (umask 0377 && printf insecure > "$initdir/etc/cryptsetup-keys.d/luks.key")
+
+    rm -f "$initdir/etc/initrd-release"
+    cp /usr/lib/os-release "$initdir/etc/initrd-release"
+    ln -sf initrd-release "$initdir/etc/os-release"
+}
