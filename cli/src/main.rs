@@ -2,4 +2,111 @@
 
 #![forbid(unsafe_code)]
 
-fn main() {}
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+
+use clap::Parser;
+use nemos_api::CallError;
+use serde::Serialize;
+use thiserror::Error;
+use zbus::Connection;
+
+use crate::arguments::{Arguments, Command, When};
+use crate::style::Style;
+
+mod arguments;
+mod health;
+mod job;
+mod reset;
+mod status;
+mod style;
+mod table;
+mod text;
+
+/// Why a command came to nothing.
+#[derive(Debug, Error)]
+enum Failure {
+    #[error("{0}")]
+    Call(#[from] CallError),
+    #[error("a reset erases data, and there is no terminal to ask on; say --yes, or --dry-run to see what would go")]
+    NobodyToAsk,
+    #[error("nothing was changed")]
+    Declined,
+    #[error("{0}")]
+    Usage(String),
+    #[error("cannot write: {0}")]
+    Output(#[from] std::io::Error),
+}
+
+impl Failure {
+    fn exit_code(&self) -> u8 {
+        match self {
+            Failure::Call(CallError::Refused(_)) | Failure::Declined | Failure::Output(_) => 1,
+            Failure::NobodyToAsk | Failure::Usage(_) => 2,
+            Failure::Call(CallError::Unreachable(_)) => 3,
+        }
+    }
+
+    fn hint(&self) -> Option<&'static str> {
+        match self {
+            Failure::Call(CallError::Unreachable(_)) => {
+                Some("see `systemctl status nemosd` and `journalctl -u nemosd`")
+            }
+            _ => None,
+        }
+    }
+}
+
+impl From<zbus::Error> for Failure {
+    fn from(error: zbus::Error) -> Self {
+        Failure::Call(error.into())
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let style = Style::new(match arguments.color {
+        When::Always => true,
+        When::Never => false,
+        When::Auto => std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty()),
+    });
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let outcome = runtime.map_err(Failure::from).and_then(|runtime| runtime.block_on(run(arguments.command, style)));
+    match outcome {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            eprintln!("nemosctl: {failure}");
+            if let Some(hint) = failure.hint() {
+                eprintln!("{hint}");
+            }
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+async fn run(command: Command, style: Style) -> Result<u8, Failure> {
+    match command {
+        Command::Health { json } => health::run(connect().await, json).await,
+        Command::Status { json } => status::run(&connect().await?, json, style).await,
+        Command::Reset(arguments) => reset::run(&connect().await?, arguments).await,
+        Command::Job(command) => job::run(&connect().await?, command).await,
+    }
+}
+
+async fn connect() -> Result<Connection, CallError> {
+    Ok(Connection::system().await?)
+}
+
+/// Writes text to standard output. A reader that has seen enough is no error.
+fn print(text: &str) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+fn print_json(value: &impl Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(value).map_err(std::io::Error::from)?;
+    print(&format!("{text}\n"))
+}
