@@ -1,0 +1,108 @@
+//! A device that is switched on.
+
+use std::time::Duration;
+
+use libtest_mimic::Failed;
+use nemos_image::vm::{Config, Machine, Output, VmError};
+use serde_json::Value;
+
+use crate::disk::Disk;
+use crate::image::booted;
+
+/// How long anything may take: a boot takes 20 s without KVM, and several may share two processors with a compiler.
+pub(crate) const LIMIT: Duration = Duration::from_secs(400);
+
+/// A device that is switched on.
+#[derive(Debug)]
+pub struct Device {
+    machine: Machine,
+    disk: Disk,
+}
+
+impl Device {
+    /// A device that was booted for the first time and runs: its own copy of the one that all cases share.
+    pub fn running() -> Result<Device, Failed> {
+        let booted = booted()?;
+        let disk = Disk::on(&booted.disk)?;
+        let config = Config { resume: Some(booted.machine.clone()), limit: LIMIT, ..Config::new(disk.vm_disk()) };
+        Ok(Device { machine: Machine::start(&config)?, disk })
+    }
+
+    /// Switches a device with this disk on, and does not wait for anything.
+    pub(crate) fn start(disk: Disk, config: &Config) -> Result<Device, Failed> {
+        Ok(Device { machine: Machine::start(config)?, disk })
+    }
+
+    /// Waits until the system is up.
+    pub fn comes_up(&mut self) -> Result<(), Failed> {
+        Ok(self.machine.wait_until_up()?)
+    }
+
+    /// Waits until the boot is refused, and gives the reason.
+    pub fn refuses_to_boot(mut self) -> Result<String, Failed> {
+        match self.machine.wait_until_up() {
+            Err(VmError::BootRefused { reason, .. }) => Ok(reason),
+            Err(other) => Err(other.into()),
+            Ok(()) => Err("the device booted, and should have refused to".into()),
+        }
+    }
+
+    /// Runs a command as root, and gives what came of it.
+    pub fn run(&mut self, command: &str) -> Result<Output, Failed> {
+        Ok(self.machine.shell(command)?)
+    }
+
+    /// Runs a command as root that must succeed, and gives what it printed.
+    pub fn says(&mut self, command: &str) -> Result<String, Failed> {
+        let Output { stdout, stderr, status } = self.run(command)?;
+        match status {
+            0 => Ok(stdout.trim_end().to_owned()),
+            _ => Err(format!("`{command}` ended with status {status}: {stderr}{stdout}").into()),
+        }
+    }
+
+    /// Runs a command as root that must succeed and print JSON.
+    pub fn tells(&mut self, command: &str) -> Result<Value, Failed> {
+        let said = self.says(command)?;
+        serde_json::from_str(&said).map_err(|error| format!("`{command}` printed no JSON ({error}): {said}").into())
+    }
+
+    /// Runs a command that makes the device reboot by itself, and waits until it is up again.
+    pub fn reboots_by(&mut self, command: &str) -> Result<(), Failed> {
+        self.begins_to_reboot_by(command)?;
+        Ok(self.machine.wait_until_restarted()?)
+    }
+
+    /// Runs a command that makes the device reboot by itself. It may end before the reboot, or by it.
+    pub fn begins_to_reboot_by(&mut self, command: &str) -> Result<(), Failed> {
+        match self.machine.shell(command) {
+            Ok(Output { status: 0, .. }) | Err(VmError::Stopped { .. }) => Ok(()),
+            Ok(Output { stdout, stderr, status }) => {
+                Err(format!("`{command}` ended with status {status}: {stderr}{stdout}").into())
+            }
+            Err(other) => Err(other.into()),
+        }
+    }
+
+    /// Shuts down and starts again.
+    pub fn reboots(&mut self) -> Result<(), Failed> {
+        self.reboots_by("systemctl reboot")
+    }
+
+    /// Waits until a line with this text was on the console.
+    pub fn prints(&mut self, text: &str) -> Result<(), Failed> {
+        Ok(self.machine.wait_for_console(text)?)
+    }
+
+    /// Shuts down, cleanly.
+    pub fn powers_off(self) -> Result<Disk, Failed> {
+        self.machine.power_off()?;
+        Ok(self.disk)
+    }
+
+    /// Is off from one instruction to the next.
+    pub fn loses_power(self) -> Disk {
+        self.machine.cut_power();
+        self.disk
+    }
+}

@@ -1,0 +1,116 @@
+//! The disk of a device that is switched off.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::Command;
+
+use libtest_mimic::Failed;
+use nemos_image::vm::{self, Config, Format};
+use nemos_model::partitions::Partition;
+use tempfile::TempDir;
+
+use crate::device::{Device, LIMIT};
+use crate::image::image;
+use crate::partitions::extent;
+use crate::writes::WriteLog;
+
+/// The disk of a device that is switched off.
+#[derive(Debug)]
+pub struct Disk {
+    disk: vm::Disk,
+    folder: TempDir,
+}
+
+impl Disk {
+    /// The image, as it is written to a new device.
+    pub fn fresh() -> Result<Disk, Failed> {
+        Disk::on(&vm::Disk { path: image()?, format: Format::Raw })
+    }
+
+    /// What another disk holds; that one must not change any more.
+    pub(crate) fn on(base: &vm::Disk) -> Result<Disk, Failed> {
+        let folder = tempfile::tempdir()?;
+        let disk = base.overlay(&folder.path().join("disk.qcow2"))?;
+        Ok(Disk { disk, folder })
+    }
+
+    /// A copy of it.
+    pub fn copy(&mut self) -> Result<Disk, Failed> {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("disk.raw");
+        copy_sparse(self.bytes()?, &path)?;
+        Ok(Disk { disk: vm::Disk { path, format: Format::Raw }, folder })
+    }
+
+    pub(crate) fn vm_disk(&self) -> vm::Disk {
+        self.disk.clone()
+    }
+
+    /// Switches a device with this disk on.
+    pub fn starts(self) -> Result<Device, Failed> {
+        let config = Config { limit: LIMIT, ..Config::new(self.vm_disk()) };
+        Device::start(self, &config)
+    }
+
+    /// Switches a device with this disk on, and waits until it is up.
+    pub fn boots(self) -> Result<Device, Failed> {
+        let mut device = self.starts()?;
+        device.comes_up()?;
+        Ok(device)
+    }
+
+    /// Switches a device with this disk on, with every write to the disk logged from there.
+    pub fn starts_logged(mut self) -> Result<(Device, WriteLog), Failed> {
+        let log = WriteLog::new(self.copy()?)?;
+        let write_log = Some(log.path());
+        let config = Config { limit: LIMIT, write_log, ..Config::new(self.vm_disk()) };
+        Ok((Device::start(self, &config)?, log))
+    }
+
+    /// The file with the disk, byte for byte.
+    pub fn bytes(&mut self) -> Result<&Path, Failed> {
+        if self.disk.format != Format::Raw {
+            let path = self.folder.path().join("disk.raw");
+            let format = self.disk.format.name();
+            let converted = Command::new("qemu-img")
+                .args(["convert", "-f", format, "-O", "raw"])
+                .args([&self.disk.path, &path])
+                .output()?;
+            if !converted.status.success() {
+                return Err(String::from_utf8_lossy(&converted.stderr).into_owned().into());
+            }
+            fs::remove_file(&self.disk.path)?;
+            self.disk = vm::Disk { path, format: Format::Raw };
+        }
+        Ok(&self.disk.path)
+    }
+
+    /// Bytes of a partition.
+    pub fn read(&mut self, partition: Partition, offset: u64, length: usize) -> Result<Vec<u8>, Failed> {
+        let file = File::open(self.bytes()?)?;
+        let mut bytes = vec![0; length];
+        file.read_exact_at(&mut bytes, extent(&file, partition)?.start + offset)?;
+        Ok(bytes)
+    }
+
+    /// All bytes of a partition.
+    pub fn read_all(&mut self, partition: Partition) -> Result<Vec<u8>, Failed> {
+        let whole = extent(&File::open(self.bytes()?)?, partition)?;
+        self.read(partition, 0, usize::try_from(whole.end - whole.start)?)
+    }
+
+    /// Turns bytes of a partition into others.
+    pub fn corrupt(&mut self, partition: Partition, offset: u64, length: usize) -> Result<(), Failed> {
+        let inverted: Vec<u8> = self.read(partition, offset, length)?.into_iter().map(|byte| !byte).collect();
+        let file = File::options().read(true).write(true).open(self.bytes()?)?;
+        file.write_all_at(&inverted, extent(&file, partition)?.start + offset)?;
+        Ok(())
+    }
+}
+
+/// Copies a file, without its holes.
+pub(crate) fn copy_sparse(from: &Path, to: &Path) -> Result<(), Failed> {
+    let copied = Command::new("cp").args(["--sparse=always", "--reflink=auto"]).args([from, to]).output()?;
+    if copied.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&copied.stderr).into_owned().into()) }
+}

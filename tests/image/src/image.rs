@@ -1,0 +1,46 @@
+//! The image under test, and the device that all cases share: booted once, saved, and resumed by whoever needs one.
+
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+use libtest_mimic::Failed;
+use nemos_image::vm::{self, Config, Format, Machine};
+use tempfile::TempDir;
+
+use crate::device::LIMIT;
+
+/// The environment variable that names the image.
+pub const NEMOS_IMAGE: &str = "NEMOS_IMAGE";
+
+/// The image under test.
+pub fn image() -> Result<PathBuf, Failed> {
+    let path = std::env::var_os(NEMOS_IMAGE);
+    path.map(PathBuf::from).ok_or_else(|| format!("set {NEMOS_IMAGE} to the image to test, or use tests/run.sh").into())
+}
+
+/// A device after its first boot.
+pub(crate) struct Booted {
+    /// Its disk as it was then; nobody writes it any more.
+    pub(crate) disk: vm::Disk,
+    /// The machine as it was then.
+    pub(crate) machine: PathBuf,
+    _folder: TempDir,
+}
+
+/// The shared device; the first who asks waits for its first boot.
+pub(crate) fn booted() -> Result<&'static Booted, Failed> {
+    static BOOTED: OnceLock<Result<Booted, String>> = OnceLock::new();
+    let booted = BOOTED.get_or_init(|| first_boot().map_err(|error| error.message().unwrap_or_default().to_owned()));
+    booted.as_ref().map_err(|error| format!("the first boot, which this case builds on, failed: {error}").into())
+}
+
+fn first_boot() -> Result<Booted, Failed> {
+    let folder = tempfile::tempdir()?;
+    let image = vm::Disk { path: image()?, format: Format::Raw };
+    let disk = image.overlay(&folder.path().join("disk.qcow2"))?;
+    let saved = folder.path().join("machine");
+    let mut machine = Machine::start(&Config { limit: LIMIT, ..Config::new(disk.clone()) })?;
+    machine.wait_until_up()?;
+    machine.save(&saved)?;
+    Ok(Booted { disk, machine: saved, _folder: folder })
+}

@@ -1,0 +1,70 @@
+//! A disk that is damaged: the device says so, and erases nothing.
+
+use nemos_model::partitions::Partition;
+use nemos_tests::{Case, Device, Disk};
+
+use crate::factory::{RESET, is_as_shipped, use_it};
+
+/// Both headers of a LUKS2 volume; its key slots are behind them.
+const LUKS_HEADERS: usize = 32 << 10;
+/// Size of a block of dm-verity.
+const BLOCK: u64 = 4096;
+
+pub fn a_device_without_its_overlay_header_is_degraded_and_erases_nothing() -> Case {
+    let mut device = Device::running()?;
+    let before = use_it(&mut device)?;
+    let mut disk = device.powers_off()?;
+    disk.corrupt(Partition::Root, 0, LUKS_HEADERS)?;
+    let damaged = disk.read_all(Partition::Root)?;
+
+    let mut device = disk.boots()?;
+    let mounts = device.says("mount")?;
+    assert!(mounts.contains("OverlayOS_rootfs on / type overlay (rw"), "{mounts}");
+    assert!(mounts.contains(" on /run/nemos/overlay type tmpfs"), "{mounts}");
+    let status = device.run("nemosctl status")?;
+    assert_ne!(status.status, 0, "{status:?}");
+    assert!(status.stdout.contains("p.lxroot cannot be used"), "{status:?}");
+    let mut disk = device.powers_off()?;
+    assert!(disk.read_all(Partition::Root)? == damaged, "something was written to the damaged overlay");
+
+    let mut device = disk.boots()?;
+    assert_eq!(device.says("cat /home/made-here")?, "made here");
+    device.reboots_by(RESET)?;
+    is_as_shipped(&mut device, &before)
+}
+
+pub fn a_root_with_a_damaged_superblock_is_refused() -> Case {
+    let mut disk = Disk::fresh()?;
+    disk.corrupt(Partition::Readonly, 0, 96)?;
+    is_refused(disk)
+}
+
+pub fn a_root_with_a_damaged_hash_tree_is_refused() -> Case {
+    let mut disk = Disk::fresh()?;
+    let size = superblock_field(&mut disk, 40)?;
+    // Behind the file system there is a superblock of dm-verity, and then the top of the tree.
+    let top = size.next_multiple_of(BLOCK) + BLOCK;
+    disk.corrupt(Partition::Readonly, top, 64)?;
+    is_refused(disk)
+}
+
+pub fn a_root_with_damaged_files_is_refused() -> Case {
+    let mut disk = Disk::fresh()?;
+    let inode_table = superblock_field(&mut disk, 64)?;
+    // All contents, and nothing of what says where they are.
+    let contents = BLOCK..inode_table / BLOCK * BLOCK;
+    disk.corrupt(Partition::Readonly, contents.start, usize::try_from(contents.end - contents.start)?)?;
+    is_refused(disk)
+}
+
+fn is_refused(disk: Disk) -> Case {
+    let reason = disk.starts()?.refuses_to_boot()?;
+    assert!(reason.contains("write the image anew"), "{reason}");
+    Ok(())
+}
+
+/// A number in the superblock of the root's squashfs.
+fn superblock_field(disk: &mut Disk, offset: u64) -> Result<u64, nemos_tests::Failed> {
+    let bytes = disk.read(Partition::Readonly, offset, 8)?;
+    Ok(bytes.iter().rev().fold(0, |number, &byte| number << 8 | u64::from(byte)))
+}

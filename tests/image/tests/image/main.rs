@@ -1,0 +1,68 @@
+//! What must be true of an image, seen from outside: each case boots it, or goes on with a device that was booted.
+//!
+//! `NEMOS_IMAGE=nemos.raw cargo test -p nemos-tests`; a word after `--` selects cases by their names.
+
+mod builder;
+mod daemon;
+mod damage;
+mod factory;
+mod kernel_log;
+mod power;
+mod provision;
+mod reset;
+mod run;
+mod status;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Trial};
+use nemos_tests::{Case, image};
+
+/// A case, named after its function.
+macro_rules! cases {
+    ($($module:ident::$case:ident),* $(,)?) => {
+        vec![$(trial(concat!(stringify!($module), "::", stringify!($case)), $module::$case)),*]
+    };
+}
+
+fn trial(name: &str, case: fn() -> Case) -> Trial {
+    Trial::test(name, case)
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    if let (false, Err(missing)) = (arguments.list, image()) {
+        eprintln!("{}", missing.message().unwrap_or_default());
+        return ExitCode::FAILURE;
+    }
+    let cases = cases![
+        builder::what_is_not_a_disk_is_refused_in_a_sentence,
+        builder::a_truncated_disk_is_refused_in_a_sentence,
+        builder::an_unknown_profile_is_refused_in_a_sentence,
+        builder::a_dead_mirror_leaves_nothing_behind,
+        builder::a_full_folder_is_told_and_left_as_it_was,
+        provision::the_root_is_verified,
+        provision::the_overlay_is_encrypted_and_authenticated,
+        provision::everything_is_mounted_where_it_is_expected,
+        provision::what_is_written_survives_a_reboot_without_an_io_error,
+        provision::two_devices_have_no_secret_in_common,
+        status::a_healthy_device_draws_each_layer_and_finds_nothing_wrong,
+        daemon::it_comes_up_when_it_is_called,
+        daemon::everybody_may_look_and_not_everybody_may_reset,
+        daemon::it_is_hardened,
+        daemon::it_writes_who_asked_and_the_answer_to_the_journal,
+        daemon::it_comes_back_with_its_job_after_it_was_killed,
+        daemon::it_is_started_anew_when_it_hangs,
+        reset::a_factory_reset_takes_away_what_was_made_on_the_device,
+        power::a_reset_that_loses_its_power_is_finished_at_the_next_boot,
+        power::a_reset_that_loses_its_power_at_any_flush_ends_the_same,
+        power::a_first_boot_that_loses_its_power_is_finished_at_the_next_boot,
+        damage::a_device_without_its_overlay_header_is_degraded_and_erases_nothing,
+        damage::a_root_with_a_damaged_superblock_is_refused,
+        damage::a_root_with_a_damaged_hash_tree_is_refused,
+        damage::a_root_with_damaged_files_is_refused,
+        run::a_command_gets_its_output_and_status_through_and_a_snapshot_leaves_the_disk_as_it_was,
+        run::a_command_that_reboots_the_machine_is_told,
+    ];
+    libtest_mimic::run(&arguments, cases).exit_code()
+}

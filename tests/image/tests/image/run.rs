@@ -1,0 +1,29 @@
+//! `nemos-image run`.
+
+use std::fs;
+
+use nemos_tests::{Case, Disk, nemos_image};
+
+pub fn a_command_gets_its_output_and_status_through_and_a_snapshot_leaves_the_disk_as_it_was() -> Case {
+    let mut disk = Disk::fresh()?;
+    let path = disk.bytes()?.to_owned();
+    let before = fs::read(&path)?;
+
+    let command = "cat /proc/sys/kernel/ostype; echo \"it's $1\" >&2; touch /home/written; sync; exit 7";
+    let said = nemos_image(&["run", "--snapshot", &path.to_string_lossy(), "--", "sh", "-c", command, "sh", "$HOME"])?;
+
+    assert_eq!((said.stdout.as_str(), said.stderr.as_str()), ("Linux\n", "it's $HOME\n"));
+    assert_eq!(said.status, Some(7));
+    assert!(fs::read(&path)? == before, "the disk was written");
+    Ok(())
+}
+
+pub fn a_command_that_reboots_the_machine_is_told() -> Case {
+    let mut disk = Disk::fresh()?;
+    let path = disk.bytes()?.to_string_lossy().into_owned();
+    let said = nemos_image(&["run", "--snapshot", &path, "--", "sh", "-c", "systemctl reboot; sleep 600"])?;
+    assert!(!matches!(said.status, Some(0) | None), "{said:?}");
+    assert!(said.stderr.contains("the machine rebooted before"), "{said:?}");
+    assert!(said.stderr.contains("reboot: Restarting system"), "{said:?}");
+    Ok(())
+}
