@@ -28,6 +28,7 @@ mod disk;
 mod init;
 mod kernel;
 mod machine;
+mod reboot;
 
 use std::process::ExitCode;
 
@@ -37,6 +38,7 @@ use libtest_mimic::{Arguments, Trial};
 pub use command::{refused, run};
 pub use disk::{Disk, Image, corrupt};
 pub use kernel::{CommandLine, KernelLog};
+pub use reboot::leave_nothing_open;
 
 /// Says that tests may run in place: this machine is one to be thrown away. [`init`] sets it inside User-Mode Linux.
 const NATIVE: (&str, &str) = ("NEMOS_RIG", "native");

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::FileExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::LazyLock;
@@ -18,14 +19,13 @@ use nemos_model::overlay::Mode;
 use nemos_model::partitions::Partition;
 use nemos_model::reset::Scope;
 use nemos_model::state::{DeviceState, FILE_NAME, Request, Taken};
-use nemos_rig::{CommandLine, Disk, Image, KernelLog, run};
+use nemos_rig::{CommandLine, Disk, Image, KernelLog, leave_nothing_open, run};
+use rustix::process::{Pid, Signal, kill_process_group};
 use tempfile::TempDir;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_nemos-initrd");
 const MIB: u64 = 1 << 20;
 const BLOCK: u64 = 4096;
-/// What nemos-initrd opens, and what an interrupted one leaves; each before what it sits on.
-const MAPPINGS: [&str; 5] = ["luks", "luks_dif", "nemos-wipe", "nemos-wipe_dif", "verityRoot"];
 
 /// An image as it was written, and the root hash that its kernel would have.
 static SHIPPED: LazyLock<(Image, String)> = LazyLock::new(build);
@@ -69,7 +69,7 @@ impl Device {
     #[track_caller]
     pub fn boots(&self) -> Running<'_> {
         let log = KernelLog::from_now();
-        let (succeeded, said) = self.runs_initrd();
+        let (succeeded, said) = run_initrd();
         assert!(succeeded, "nemos-initrd refused to boot:\n{said}");
         let report = serde_json::from_slice(&fs::read(REPORT_FILE).unwrap()).unwrap();
         Running { device: self, report, log }
@@ -78,19 +78,11 @@ impl Device {
     /// Boots to a refusal, and returns what was said.
     #[track_caller]
     pub fn refuses_to_boot(&self) -> String {
-        let (succeeded, said) = self.runs_initrd();
+        let (succeeded, said) = run_initrd();
         assert!(!succeeded, "nemos-initrd booted:\n{said}");
         assert!(!is_mounted("/sysroot"), "a boot that is refused must leave nothing to switch to");
-        self.power_off();
+        power_off();
         said
-    }
-
-    fn runs_initrd(&self) -> (bool, String) {
-        let _line = CommandLine::says(&format!("quiet roothash={}", SHIPPED.1));
-        let mut said = String::new();
-        let mut initrd = start();
-        initrd.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-        (initrd.wait().unwrap().success(), said)
     }
 
     /// Boots, and is switched off as soon as nemos-initrd says these words.
@@ -105,25 +97,11 @@ impl Device {
             said.push('\n');
             line.contains(words)
         });
-        initrd.kill().unwrap();
+        // With whatever it runs: a power cut spares nobody.
+        kill_process_group(Pid::from_child(&initrd), Signal::KILL).unwrap();
         initrd.wait().unwrap();
         assert!(heard, "nemos-initrd never said `{words}`:\n{said}");
-        self.power_off();
-    }
-
-    /// Leaves nothing mounted or open, as a reboot does.
-    fn power_off(&self) {
-        let mounts = fs::read_to_string("/proc/mounts").unwrap();
-        let targets = mounts.lines().rev().filter_map(|line| line.split(' ').nth(1));
-        for target in targets.filter(|target| target.starts_with("/sysroot") || target.starts_with("/run/nemos/")) {
-            quietly("umount", &[target]);
-        }
-        for mapping in MAPPINGS {
-            quietly("dmsetup", &["remove", "--retry", mapping]);
-        }
-        let _ = fs::remove_file(REPORT_FILE);
-        let left = run("dmsetup", ["ls"]);
-        assert!(left.contains("No devices") || std::thread::panicking(), "left open:\n{left}");
+        power_off();
     }
 
     /// What the device remembers.
@@ -171,28 +149,23 @@ impl Device {
 
 impl Drop for Device {
     fn drop(&mut self) {
-        self.power_off();
+        power_off();
     }
 }
 
 impl Running<'_> {
-    /// A path on the running system.
-    pub fn path(&self, path: &str) -> PathBuf {
-        Path::new("/sysroot").join(path.trim_start_matches('/'))
-    }
-
     #[track_caller]
     pub fn writes(&self, path: &str, text: &str) {
-        fs::write(self.path(path), text).unwrap_or_else(|error| panic!("cannot write {path}: {error}"));
+        fs::write(on_the_device(path), text).unwrap_or_else(|error| panic!("cannot write {path}: {error}"));
     }
 
     #[track_caller]
     pub fn reads(&self, path: &str) -> String {
-        fs::read_to_string(self.path(path)).unwrap_or_else(|error| panic!("cannot read {path}: {error}"))
+        fs::read_to_string(on_the_device(path)).unwrap_or_else(|error| panic!("cannot read {path}: {error}"))
     }
 
     pub fn has(&self, path: &str) -> bool {
-        self.path(path).exists()
+        on_the_device(path).exists()
     }
 
     /// Nothing is wrong with it, and the kernel has not complained.
@@ -217,17 +190,36 @@ impl Running<'_> {
     }
 
     pub fn shuts_down(self) {
-        self.device.power_off();
+        power_off();
     }
 }
 
-fn start() -> Child {
-    Command::new(PROGRAM).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+/// Runs nemos-initrd to its end: whether the boot goes on, and what it said.
+fn run_initrd() -> (bool, String) {
+    let _line = CommandLine::says(&format!("quiet roothash={}", SHIPPED.1));
+    let mut said = String::new();
+    let mut initrd = start();
+    initrd.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    (initrd.wait().unwrap().success(), said)
 }
 
-/// Runs a program that may have nothing to do.
-fn quietly(program: &str, arguments: &[&str]) {
-    Command::new(program).args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
+/// Starts nemos-initrd, which says to its standard error what it does.
+fn start() -> Child {
+    let mut command = Command::new(PROGRAM);
+    command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command.spawn().unwrap()
+}
+
+/// Leaves nothing mounted or open, as a reboot does.
+#[track_caller]
+fn power_off() {
+    leave_nothing_open(&["/sysroot", "/run/nemos"]);
+    let _ = fs::remove_file(REPORT_FILE);
+}
+
+/// A path on the running device.
+fn on_the_device(path: &str) -> PathBuf {
+    Path::new("/sysroot").join(path.trim_start_matches('/'))
 }
 
 fn is_mounted(target: &str) -> bool {
