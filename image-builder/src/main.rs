@@ -5,7 +5,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use nemos_image::build::{BuildArgs, BuildError, build};
+use nemos_image::build::{BuildArgs, BuildError, PackageArgs, build, build_package};
 use nemos_image::recipe::RecipeError;
 use nemos_image::run::{RunArgs, run};
 
@@ -20,6 +20,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Build(BuildArgs),
+    Package(PackageArgs),
     Run(RunArgs),
 }
 
@@ -30,7 +31,7 @@ fn main() -> ExitCode {
     match dispatch(Cli::parse().command) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("nemos-image: {error:#}");
+            eprintln!("nemos-image: {error}");
             let unknown_profile = matches!(
                 error.downcast_ref(),
                 Some(BuildError::Recipe(RecipeError::UnknownProfile { .. }))
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
 fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Build(args) => build(&args).map(|_| ExitCode::SUCCESS).map_err(Into::into),
+        Command::Package(args) => build_package(&args).map(|_| ExitCode::SUCCESS).map_err(Into::into),
         Command::Run(args) => Ok(run(args)?),
     }
 }

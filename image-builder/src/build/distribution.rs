@@ -72,7 +72,7 @@ impl Distribution {
                 .run()?;
             Ok::<_, BuildError>(())
         })?;
-        let kernel_version = context.read(&entry.folder.join("kernel-version"))?.trim().to_owned();
+        let kernel_version = super::read(&entry.folder.join("kernel-version"))?.trim().to_owned();
         if kernel_version.lines().count() != 1 {
             return Err(BuildError::Kernels(kernel_version.lines().collect::<Vec<_>>().join(", ")));
         }

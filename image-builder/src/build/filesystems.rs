@@ -16,7 +16,7 @@ pub fn state(context: &Context, size: u64, ids: &Ids) -> Result<PathBuf, BuildEr
     let made = File::create(&image).and_then(|file| file.set_len(size));
     made.map_err(BuildError::io("writing", &image))?;
     let document = context.scratch.join(FILE_NAME);
-    context.write(&document, &DeviceState::shipped().to_text())?;
+    super::write(&document, &DeviceState::shipped().to_text())?;
     let epoch = context.epoch.to_string();
     let fixed = |program: &str| Tool::new(program).env("E2FSPROGS_FAKE_TIME", &epoch).env("SOURCE_DATE_EPOCH", &epoch);
     fixed("mke2fs")

@@ -34,6 +34,7 @@ use clap::Args;
 use nemos_model::partitions::Partition;
 
 pub use self::error::BuildError;
+pub use self::package::{PackageArgs, build_package};
 pub use self::tool::{Tool, ToolError};
 pub use self::uki::REMOVABLE_PATH;
 use self::cache::{Cache, Digest};
@@ -97,19 +98,17 @@ pub struct Context {
     cache: Cache,
 }
 
-impl Context {
-    fn read(&self, path: &Path) -> Result<String, BuildError> {
-        fs::read_to_string(path).map_err(BuildError::io("reading", path))
-    }
+fn read(path: &Path) -> Result<String, BuildError> {
+    fs::read_to_string(path).map_err(BuildError::io("reading", path))
+}
 
-    fn write(&self, path: &Path, text: &str) -> Result<(), BuildError> {
-        self.create_parent(path)?;
-        fs::write(path, text).map_err(BuildError::io("writing", path))
-    }
+fn write(path: &Path, text: &str) -> Result<(), BuildError> {
+    create_parent(path)?;
+    fs::write(path, text).map_err(BuildError::io("writing", path))
+}
 
-    fn create_parent(&self, path: &Path) -> Result<(), BuildError> {
-        path.parent().map_or(Ok(()), |parent| fs::create_dir_all(parent).map_err(BuildError::io("making", parent)))
-    }
+fn create_parent(path: &Path) -> Result<(), BuildError> {
+    path.parent().map_or(Ok(()), |parent| fs::create_dir_all(parent).map_err(BuildError::io("making", parent)))
 }
 
 /// Builds the image; its path is returned.
@@ -160,7 +159,7 @@ fn make(args: &BuildArgs, context: &Context, recipe_text: &str, progress: &Progr
     let deb = progress.step("package", || {
         let deb = match &args.package {
             Some(deb) => absolute(deb)?,
-            None => package::build(context)?,
+            None => package::build(&context.scratch, context.epoch)?,
         };
         Ok((deb.clone(), describe(&deb, true)?))
     })?;

@@ -6,9 +6,12 @@ use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use super::Context;
+use clap::Args;
+
+use super::disk;
 use super::error::BuildError;
 use super::tool::{Tool, ToolError};
+use super::{create_parent, epoch, write};
 
 /// Programs, the packages of cargo that make them, and where they are installed.
 const PROGRAMS: [(&str, &str); 3] =
@@ -67,23 +70,42 @@ if [ "$1" = remove ] || [ "$1" = purge ]; then
 fi
 "#;
 
+/// Build only the Debian package of nemos
+///
+/// From the source tree that the current folder is in. `build --package` takes it, and so does apt on any Debian 13.
+#[derive(Debug, Clone, Args)]
+pub struct PackageArgs {
+    /// Folder for the package
+    #[arg(long, value_name = "DIR", default_value = "out")]
+    pub output: PathBuf,
+}
+
+/// Builds the package by itself; its path is returned.
+pub fn build_package(args: &PackageArgs) -> Result<PathBuf, BuildError> {
+    fs::create_dir_all(&args.output).map_err(BuildError::io("making", &args.output))?;
+    let scratch = tempfile::Builder::new().prefix(".nemos-image-").tempdir_in(&args.output);
+    let scratch = scratch.map_err(BuildError::io("making a folder in", &args.output))?;
+    let package = build(scratch.path(), epoch()?)?;
+    disk::publish(&package, &args.output)
+}
+
 /// Builds the programs of the workspace that the current folder is in, and the package of them.
-pub fn build(context: &Context) -> Result<PathBuf, BuildError> {
+pub fn build(scratch: &Path, epoch: u64) -> Result<PathBuf, BuildError> {
     let source = source_tree()?;
     let programs = compile(&source)?;
     let version = env!("CARGO_PKG_VERSION");
-    let tree = context.scratch.join("package");
+    let tree = scratch.join("package");
     copy_tree(&source.join("systemd"), &tree)?;
     for (program, path) in PROGRAMS {
         let compiled = programs.get(program).ok_or(BuildError::NoProgram(program))?;
         let to = tree.join(path);
-        context.create_parent(&to)?;
+        create_parent(&to)?;
         fs::copy(compiled, &to).map_err(BuildError::io("copying", &to))?;
     }
-    write_control(context, &tree, version)?;
-    let package = context.scratch.join(format!("nemos_{version}_amd64.deb"));
+    write_control(&tree, version)?;
+    let package = scratch.join(format!("nemos_{version}_amd64.deb"));
     Tool::new("dpkg-deb")
-        .env("SOURCE_DATE_EPOCH", context.epoch.to_string())
+        .env("SOURCE_DATE_EPOCH", epoch.to_string())
         .args(["--root-owner-group", "-Zzstd", "--build"])
         .args([&tree, &package])
         .run()?;
@@ -144,7 +166,7 @@ fn copy_tree(from: &Path, to: &Path) -> Result<(), BuildError> {
     Ok(())
 }
 
-fn write_control(context: &Context, tree: &Path, version: &str) -> Result<(), BuildError> {
+fn write_control(tree: &Path, version: &str) -> Result<(), BuildError> {
     let units = units_to_enable(&tree.join("usr/lib/systemd/system"))?.join(" ");
     let size = (super::size_of_tree(tree)? >> 10).to_string();
     let control = CONTROL.replace("@VERSION@", version).replace("@SIZE@", &size);
@@ -152,7 +174,7 @@ fn write_control(context: &Context, tree: &Path, version: &str) -> Result<(), Bu
     let scripts = scripts.map(|(name, text)| (name, text.replace("@UNITS@", &units), 0o755));
     for (name, text, mode) in [("control", control, 0o644)].into_iter().chain(scripts) {
         let path = tree.join("DEBIAN").join(name);
-        context.write(&path, &text)?;
+        write(&path, &text)?;
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).map_err(BuildError::io("giving a mode to", &path))?;
     }
     Ok(())

@@ -68,7 +68,7 @@ fn append_hash_tree(context: &Context, file: &Path, size: u64, ids: &Ids) -> Res
         .arg(format!("--root-hash-file={}", hash_file.display()))
         .args([file, file])
         .run()?;
-    Ok(context.read(&hash_file)?.trim().parse()?)
+    Ok(super::read(&hash_file)?.trim().parse()?)
 }
 
 fn os_release(context: &Context, ids: &Ids) -> String {

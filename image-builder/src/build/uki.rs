@@ -30,7 +30,7 @@ pub fn command_line(root: &Root, words: &[String]) -> String {
 pub fn make(context: &Context, distribution: &Distribution, initrd: &Initrd, root: &Root) -> Result<PathBuf, BuildError> {
     let uki = context.scratch.join("uki.efi");
     let os_release = context.scratch.join("os-release");
-    context.write(&os_release, &root.os_release)?;
+    super::write(&os_release, &root.os_release)?;
     Tool::new(PYTHON)
         .arg(&distribution.ukify)
         .arg("build")
