@@ -1,6 +1,6 @@
 //! `nemosctl job`: what was asked of the device, and how it stands.
 
-use nemos_api::job::{self, JobProxy, JobRecord, RequesterRecord};
+use nemos_api::job::{self, JobRecord, RequesterRecord};
 use nemos_model::JobId;
 use serde::Serialize;
 use zbus::Connection;
@@ -73,7 +73,7 @@ pub async fn run(connection: &Connection, command: Command) -> Result<u8, Failur
         }
         Command::Cancel { id, json } => {
             let id = parse(&id)?;
-            JobProxy::builder(connection).path(job::path(id)).build().await?.cancel().await?;
+            job::cancel(connection, id).await?;
             let job = Job::from(job::get(connection, id).await?);
             if json { print_json(&job)? } else { print(&format!("job {id} is {}\n", job.state))? }
         }

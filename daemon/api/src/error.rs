@@ -115,6 +115,13 @@ impl From<InvalidJobId> for Error {
     }
 }
 
+/// Something of the service's own on the bus that failed.
+impl From<zbus::Error> for Error {
+    fn from(error: zbus::Error) -> Self {
+        Error::new(ErrorKind::Failed, error.to_string())
+    }
+}
+
 /// A call that brought no result, seen from the caller.
 #[derive(Debug, Clone, Error)]
 pub enum CallError {

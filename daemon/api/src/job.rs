@@ -4,6 +4,8 @@ use std::collections::HashMap;
 
 use nemos_model::JobId;
 use nemos_model::job::{Job, Requester};
+use nemos_model::state::NotTaken;
+use zbus::proxy::CacheProperties;
 use zbus::{Connection, DeserializeDict, ObjectPath, OwnedObjectPath, SerializeDict, Type, proxy};
 
 use crate::CallError;
@@ -21,10 +23,28 @@ pub const INTERFACE: &str = "org.nemos.Device1.Job";
 
 /// All properties of one job, at one moment.
 pub async fn get(connection: &Connection, id: JobId) -> Result<JobRecord, CallError> {
-    let properties = "org.freedesktop.DBus.Properties";
-    let reply =
-        connection.call_method(Some(crate::BUS_NAME), path(id), Some(properties), "GetAll", &(INTERFACE,)).await?;
-    Ok(reply.body().deserialize()?)
+    let properties = Some("org.freedesktop.DBus.Properties");
+    let reply = connection.call_method(Some(crate::BUS_NAME), path(id), properties, "GetAll", &(INTERFACE,)).await;
+    Ok(reply.map_err(|error| not_there(id, error))?.body().deserialize()?)
+}
+
+/// Takes a job back, if it has not begun.
+pub async fn cancel(connection: &Connection, id: JobId) -> Result<(), CallError> {
+    let job = JobProxy::builder(connection).path(path(id)).cache_properties(CacheProperties::No).build().await?;
+    job.cancel().await.map_err(|error| match error {
+        CallError::Unreachable(error) => not_there(id, error),
+        refused @ CallError::Refused(_) => refused,
+    })
+}
+
+/// A job that does not exist has no object.
+fn not_there(id: JobId, error: zbus::Error) -> CallError {
+    match &error {
+        zbus::Error::FDO(fdo) if matches!(**fdo, zbus::fdo::Error::UnknownObject(_)) => {
+            CallError::Refused(NotTaken::NoSuchJob(id).into())
+        }
+        _ => error.into(),
+    }
 }
 
 /// All jobs that the device remembers, oldest first.

@@ -43,23 +43,25 @@ impl Desk {
 
     /// The image that the device runs.
     pub async fn image(&self) -> Result<Image, Error> {
-        self.blocking(|device| device.image()).await
+        self.blocking(Device::image).await
     }
 
     /// The kernel's name for this boot.
     pub async fn boot_id(&self) -> Result<String, Error> {
-        self.blocking(|device| device.boot_id()).await
+        self.blocking(Device::boot_id).await
     }
 
-    /// The storage as it is now.
+    /// The storage as it is now, or was a moment ago.
     pub async fn seen(&self) -> Result<Arc<Observed>, Error> {
         let mut seen = self.seen.lock().await;
-        if let Some((at, observed)) = &*seen
-            && at.elapsed() < FRESH
-        {
-            return Ok(Arc::clone(observed));
+        match &*seen {
+            Some((at, observed)) if at.elapsed() < FRESH => Ok(Arc::clone(observed)),
+            _ => self.look(&mut seen).await,
         }
-        let observed = Arc::new(self.blocking(|device| device.observe()).await?);
+    }
+
+    async fn look(&self, seen: &mut Option<(Instant, Arc<Observed>)>) -> Result<Arc<Observed>, Error> {
+        let observed = Arc::new(self.blocking(Device::observe).await?);
         *seen = Some((Instant::now(), Arc::clone(&observed)));
         Ok(observed)
     }
@@ -116,21 +118,23 @@ impl Desk {
         self.change(|state, _| Ok(state.cancel(id, now)?)).await
     }
 
-    /// Makes the queued job due if its time has come, and gives it back.
+    /// Makes the queued job due if its time has come, and gives it back. A device without a memory has none; its findings
+    /// say so.
     pub async fn become_due(&self) -> Result<Option<Job>, Error> {
         let now = self.device.now();
         let due = |state: &mut DeviceState| state.become_due(now).cloned();
-        if due(&mut self.state().await?).is_none() {
-            return Ok(None);
+        if self.state().await.is_ok_and(|mut state| due(&mut state).is_some()) {
+            self.change(|state, _| Ok(due(state))).await
+        } else {
+            Ok(None)
         }
-        self.change(|state, _| Ok(due(state))).await
     }
 
     /// Changes what the device remembers: in memory, then durably, and only then for anybody to see.
     async fn change<T>(&self, work: impl FnOnce(&mut DeviceState, &Observed) -> Result<T, Error>) -> Result<T, Error> {
         let mut held = self.state.lock().await;
-        let seen = self.seen().await?;
-        seen.memory().map_err(forgetful)?;
+        let seen = self.look(&mut *self.seen.lock().await).await?;
+        seen.memory().map_err(|reason| forgetful(&reason))?;
         let old = match held.take() {
             Some(state) => state,
             None => self.read().await?,
@@ -145,15 +149,15 @@ impl Desk {
         };
         // While nothing is held the disk is the truth: a write that failed may still have replaced the document.
         let written = new.clone();
-        self.blocking(move |device| device.write(&written)).await?.map_err(not_stored)?;
+        self.blocking(move |device| device.write(&written)).await?.map_err(|error| not_stored(&error))?;
         *held = Some(new);
         self.changed.notify_one();
         Ok(outcome)
     }
 
     async fn read(&self) -> Result<DeviceState, Error> {
-        self.seen().await?.memory().map_err(forgetful)?;
-        self.blocking(|device| device.read()).await?.map_err(not_stored)
+        self.seen().await?.memory().map_err(|reason| forgetful(&reason))?;
+        self.blocking(Device::read).await?.map_err(|error| not_stored(&error))
     }
 
     async fn blocking<T: Send + 'static>(
@@ -165,12 +169,12 @@ impl Desk {
     }
 }
 
-fn forgetful(reason: String) -> Error {
+fn forgetful(reason: &str) -> Error {
     Error::new(ErrorKind::Failed, format!("{reason}; nothing can be asked of the device until it remembers again"))
 }
 
-fn not_stored(error: StateError) -> Error {
-    let kind = match &error {
+fn not_stored(error: &StateError) -> Error {
+    let kind = match error {
         StateError::Unreadable { .. } => ErrorKind::Corrupt,
         error if error.is_no_space() => ErrorKind::NoSpace,
         _ => ErrorKind::Failed,

@@ -2,8 +2,6 @@
 //!
 //! The identifiers are explained to people in `/usr/lib/systemd/catalog/nemos.catalog` (`journalctl -x`).
 
-use std::io::IsTerminal;
-
 use nemos_api::Error;
 use nemos_model::JobId;
 use nemos_model::health::{Finding, Health, verdict};
@@ -27,19 +25,18 @@ pub const HEALTH_CHANGED: &str = "92336534cebc4b87bb80bee35c78ebf8";
 /// Sends everything to the journal, or to standard error where there is none.
 pub fn begin() {
     let level = LevelFilter::INFO;
-    match tracing_journald::layer() {
-        Ok(journal) => tracing_subscriber::registry().with(level).with(journal.with_field_prefix(None)).init(),
-        Err(_) => {
-            let colour = std::io::stderr().is_terminal();
-            let text = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colour);
-            tracing_subscriber::registry().with(level).with(text).init();
-        }
+    if let Ok(journal) = tracing_journald::layer() {
+        tracing_subscriber::registry().with(level).with(journal.with_field_prefix(None)).init();
+    } else {
+        let text = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+        tracing_subscriber::registry().with(level).with(text).init();
     }
 }
 
 /// A request, and how it ended; with the job that it is about.
 pub fn request(action: &str, caller: &Requester, outcome: Result<JobId, &Error>) {
-    let (user, process, label) = (text(&caller.user), text(&caller.process), text(&caller.label));
+    let [user, process, label] =
+        [&caller.user, &caller.process, &caller.label].map(|text| text.as_deref().unwrap_or_default());
     match outcome {
         Ok(job) => info!(
             message_id = REQUEST_GRANTED,
@@ -109,8 +106,4 @@ pub fn health(findings: &[Finding]) {
             "health is {health}: {reasons}"
         ),
     }
-}
-
-fn text(value: &Option<String>) -> &str {
-    value.as_deref().unwrap_or_default()
 }

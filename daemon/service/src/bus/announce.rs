@@ -11,10 +11,10 @@ use nemos_model::stack::{LayerState, layers};
 use zbus::ObjectServer;
 use zbus::object_server::{Interface, InterfaceRef};
 
+use crate::bus::Service;
 use crate::bus::job::{self, Job};
 use crate::bus::manager::Manager;
 use crate::bus::reset::Reset;
-use crate::bus::{Service, failed};
 use crate::journal;
 
 /// What was announced last.
@@ -41,7 +41,7 @@ impl Announcer {
         }
         let before = std::mem::replace(&mut self.jobs, jobs);
         for gone in before.iter().filter(|old| self.jobs.iter().all(|job| job.id != old.id)) {
-            objects.remove::<Job, _>(path(gone.id)).await.map_err(failed)?;
+            objects.remove::<Job, _>(path(gone.id)).await?;
         }
         for job in &self.jobs {
             match before.iter().find(|old| old.id == job.id) {
@@ -52,8 +52,8 @@ impl Announcer {
         }
         let reset = interface::<Reset>(objects).await?;
         let emitter = reset.signal_emitter();
-        reset.get().await.pending_changed(emitter).await.map_err(failed)?;
-        reset.get().await.history_changed(emitter).await.map_err(failed)
+        reset.get().await.pending_changed(emitter).await?;
+        Ok(reset.get().await.history_changed(emitter).await?)
     }
 
     async fn storage(&mut self, objects: &ObjectServer, service: &Service) -> Result<(), Error> {
@@ -65,7 +65,7 @@ impl Announcer {
         }
         self.layers = layers;
         let manager = interface::<Manager>(objects).await?;
-        manager.get().await.storage_invalidate(manager.signal_emitter()).await.map_err(failed)
+        Ok(manager.get().await.storage_invalidate(manager.signal_emitter()).await?)
     }
 
     async fn health(&mut self, objects: &ObjectServer, service: &Service) -> Result<(), Error> {
@@ -76,23 +76,23 @@ impl Announcer {
         let before = self.findings.replace(findings.clone());
         let manager = interface::<Manager>(objects).await?;
         let emitter = manager.signal_emitter();
-        manager.get().await.findings_changed(emitter).await.map_err(failed)?;
+        manager.get().await.findings_changed(emitter).await?;
         if before.map(|before| verdict(&before)) != Some(verdict(&findings)) {
             journal::health(&findings);
-            manager.get().await.health_changed(emitter).await.map_err(failed)?;
+            manager.get().await.health_changed(emitter).await?;
         }
         Ok(())
     }
 }
 
 async fn interface<I: Interface>(objects: &ObjectServer) -> Result<InterfaceRef<I>, Error> {
-    objects.interface(PATH).await.map_err(failed)
+    Ok(objects.interface(PATH).await?)
 }
 
 async fn job_changed(objects: &ObjectServer, id: JobId) -> Result<(), Error> {
-    let reference: InterfaceRef<Job> = objects.interface(path(id)).await.map_err(failed)?;
+    let reference: InterfaceRef<Job> = objects.interface(path(id)).await?;
     let (job, emitter) = (reference.get().await, reference.signal_emitter());
-    job.state_changed(emitter).await.map_err(failed)?;
-    job.step_changed(emitter).await.map_err(failed)?;
-    job.finished_at_changed(emitter).await.map_err(failed)
+    job.state_changed(emitter).await?;
+    job.step_changed(emitter).await?;
+    Ok(job.finished_at_changed(emitter).await?)
 }

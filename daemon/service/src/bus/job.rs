@@ -8,7 +8,7 @@ use nemos_model::JobId;
 use zbus::message::Header;
 use zbus::{ObjectServer, interface};
 
-use crate::bus::{Service, failed};
+use crate::bus::Service;
 use crate::journal;
 
 /// `org.nemos.Device1.Job`.
@@ -20,7 +20,8 @@ pub struct Job {
 /// Adds the job's object, if it is not there yet.
 pub async fn serve(objects: &ObjectServer, service: &Arc<Service>, id: JobId) -> Result<(), Error> {
     let job = Job { service: Arc::clone(service), id };
-    objects.at(path(id), job).await.map(drop).map_err(failed)
+    objects.at(path(id), job).await?;
+    Ok(())
 }
 
 impl Job {

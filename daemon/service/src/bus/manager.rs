@@ -24,6 +24,7 @@ impl Manager {
 
 #[interface(name = "org.nemos.Device1.Manager", introspection_docs = false)]
 impl Manager {
+    #[allow(clippy::unused_self, reason = "a property is a method")]
     #[zbus(property(emits_changed_signal = "const"))]
     fn version(&self) -> &'static str {
         env!("CARGO_PKG_VERSION")

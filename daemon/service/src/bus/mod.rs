@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use nemos_api::{Error, ErrorKind, PATH};
+use nemos_api::PATH;
 use nemos_model::JobId;
 use tokio::sync::mpsc::UnboundedSender;
 use zbus::connection::Builder;
@@ -32,8 +32,4 @@ pub fn serve<'a>(connection: Builder<'a>, service: &Arc<Service>) -> Builder<'a>
         .serve_at(PATH, ObjectManager)
         .serve_at(PATH, manager::Manager::new(Arc::clone(service)))
         .serve_at(PATH, reset::Reset::new(Arc::clone(service)))
-}
-
-fn failed(error: zbus::Error) -> Error {
-    Error::new(ErrorKind::Failed, error.to_string())
 }

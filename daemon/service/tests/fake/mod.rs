@@ -1,0 +1,272 @@
+//! A device and a gate that are made up, and a service on them that a client is connected to.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use nemos_api::{Error, ErrorKind};
+use nemos_host::state::StateError;
+use nemos_model::boot::{BootReport, REPORT_VERSION};
+use nemos_model::image::Image;
+use nemos_model::job::Requester;
+use nemos_model::keys::Provider;
+use nemos_model::overlay::{LOWER_MOUNT, Mode, UPPER_MOUNT};
+use nemos_model::partitions::Partition;
+use nemos_model::stack::{Observed, SeenMapping, SeenMount, SeenPartition};
+use nemos_model::state::{DeviceState, Volume};
+use nemos_model::{JobId, Timestamp};
+use nemosd::authorization::{Answer, Gate};
+use nemosd::bus::announce::Announcer;
+use nemosd::bus::{Service, serve};
+use nemosd::desk::Desk;
+use nemosd::device::Device;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::time::timeout;
+use zbus::connection::Builder;
+use zbus::message::Header;
+use zbus::{Connection, Guid, OwnedObjectPath};
+
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// A service, and a client of it.
+pub struct Fixture {
+    pub device: Arc<FakeDevice>,
+    pub service: Arc<Service>,
+    pub client: Connection,
+    server: Connection,
+    announcer: Announcer,
+    reboots: UnboundedReceiver<JobId>,
+}
+
+impl Fixture {
+    /// A healthy device, and an administrator who may ask anything of it.
+    pub async fn new() -> Self {
+        Fixture::with(FakeDevice::healthy(), FakeGate { open: true }).await
+    }
+
+    /// A healthy device, and somebody who may ask nothing of it.
+    pub async fn refusing() -> Self {
+        Fixture::with(FakeDevice::healthy(), FakeGate { open: false }).await
+    }
+
+    /// The same device with a new nemosd: what was only in its memory is gone.
+    pub async fn restart(self) -> Self {
+        Fixture::with(self.device, FakeGate { open: true }).await
+    }
+
+    async fn with(device: Arc<FakeDevice>, gate: FakeGate) -> Self {
+        let (reboots, wanted) = unbounded_channel();
+        let device_edge: Arc<dyn Device> = device.clone();
+        let service = Arc::new(Service { desk: Desk::new(device_edge), gate: Box::new(gate), reboots });
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let server = serve(Builder::unix_stream(ours).server(Guid::generate()).p2p(), &service);
+        let client = Builder::unix_stream(theirs).p2p();
+        let (server, client) = tokio::try_join!(server.build(), client.build()).unwrap();
+        let mut announcer = Announcer::default();
+        announcer.announce(server.object_server(), &service).await.unwrap();
+        Fixture { device, service, client, server, announcer, reboots: wanted }
+    }
+
+    /// The job that the device reboots for next.
+    pub async fn next_reboot(&mut self) -> OwnedObjectPath {
+        nemos_api::job::path(timeout(LIMIT, self.reboots.recv()).await.expect("a reboot").unwrap())
+    }
+
+    /// Whether nobody asked for a reboot by the time that a later call was answered.
+    pub async fn no_reboot(&mut self) -> bool {
+        self.introspect(nemos_api::PATH).await;
+        self.reboots.try_recv().is_err()
+    }
+
+    /// Announces changes, as nemosd's main loop does, until the client sees what it waits for.
+    pub async fn until(&mut self, seen: impl AsyncFn() -> bool) {
+        let watch = async {
+            while !seen().await {
+                self.announcer.announce(self.server.object_server(), &self.service).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(LIMIT, watch).await.expect("the client hears of it");
+    }
+
+    /// What the object at that path says of itself.
+    pub async fn introspect(&self, path: &str) -> String {
+        let interface = Some("org.freedesktop.DBus.Introspectable");
+        let reply = self.client.call_method(None::<&str>, path, interface, "Introspect", &()).await.unwrap();
+        reply.body().deserialize().unwrap()
+    }
+}
+
+/// Somebody.
+pub fn admin() -> Requester {
+    Requester { uid: 1000, user: Some("admin".into()), process: Some("nemosctl[7]".into()), label: None }
+}
+
+struct FakeGate {
+    open: bool,
+}
+
+impl Gate for FakeGate {
+    fn caller<'a>(&'a self, _: &'a Header<'_>) -> Answer<'a, Requester> {
+        Box::pin(async { Ok(admin()) })
+    }
+
+    fn admit<'a>(&'a self, _: &'a Header<'_>, _: &'a Requester, action: &'static str) -> Answer<'a, ()> {
+        Box::pin(async move { if self.open { Ok(()) } else { Err(Error::new(ErrorKind::NotAuthorized, action)) } })
+    }
+}
+
+/// A device whose disk is in memory.
+pub struct FakeDevice {
+    state: Mutex<DeviceState>,
+    seen: Mutex<Observed>,
+    clock: AtomicU64,
+    ids: AtomicU64,
+    failure: Mutex<Option<fn() -> StateError>>,
+}
+
+/// What writing to a full disk brings.
+pub fn full_disk() -> StateError {
+    let path = PathBuf::from("/var/lib/nemos/state.json.new");
+    StateError::Io { action: "write", path, source: io::ErrorKind::StorageFull.into() }
+}
+
+impl FakeDevice {
+    fn healthy() -> Arc<Self> {
+        let mut state = DeviceState::shipped();
+        state.volume = Volume::Provisioned { uuid: "8a2d7a2e-5a24-4f4e-9d80-04b7a6f2a1c3".parse().unwrap() };
+        Arc::new(FakeDevice {
+            state: Mutex::new(state),
+            seen: Mutex::new(healthy_storage()),
+            clock: AtomicU64::new(1_795_442_786),
+            ids: AtomicU64::new(1),
+            failure: Mutex::default(),
+        })
+    }
+
+    /// What is on its disk.
+    pub fn stored(&self) -> DeviceState {
+        self.state.lock().unwrap().clone()
+    }
+
+    /// Changes what is on its disk.
+    pub fn change(&self, change: impl FnOnce(&mut DeviceState)) {
+        change(&mut self.state.lock().unwrap());
+    }
+
+    /// Does what the initrd does with a pending job.
+    pub fn carry_out_what_is_pending(&self) {
+        self.change(|state| {
+            let job = state.begin_at_boot(JobId::from_random(0), Timestamp(self.clock())).unwrap().expect("a job");
+            while state.job(job).unwrap().next_step().is_some() {
+                let volume = "b1b4c1c5-3d8e-4a34-8c7e-1f0f0c1d2e3f".parse().unwrap();
+                state.step_done(job, Some(volume), Timestamp(self.clock())).unwrap();
+            }
+        });
+    }
+
+    /// Lets writes fail, or succeed again.
+    pub fn fail_writes(&self, failure: Option<fn() -> StateError>) {
+        *self.failure.lock().unwrap() = failure;
+    }
+
+    pub fn unmount(&self, target: &str) {
+        self.seen.lock().unwrap().mounts.retain(|mount| mount.target != target);
+    }
+
+    pub fn corrupt_root(&self) {
+        self.seen.lock().unwrap().mappings[0].status = "C".into();
+    }
+
+    pub fn clock(&self) -> u64 {
+        self.clock.load(Ordering::Relaxed)
+    }
+
+    pub fn set_clock(&self, seconds: u64) {
+        self.clock.store(seconds, Ordering::Relaxed);
+    }
+}
+
+impl Device for FakeDevice {
+    fn image(&self) -> Image {
+        Image { id: "nemos-image".into(), version: "1".into() }
+    }
+
+    fn boot_id(&self) -> String {
+        "0".repeat(32)
+    }
+
+    fn observe(&self) -> Observed {
+        self.seen.lock().unwrap().clone()
+    }
+
+    fn read(&self) -> Result<DeviceState, StateError> {
+        Ok(self.stored())
+    }
+
+    fn write(&self, state: &DeviceState) -> Result<(), StateError> {
+        if let Some(failure) = *self.failure.lock().unwrap() {
+            return Err(failure());
+        }
+        self.change(|stored| stored.clone_from(state));
+        Ok(())
+    }
+
+    fn now(&self) -> Timestamp {
+        Timestamp(self.clock())
+    }
+
+    fn new_job(&self) -> JobId {
+        JobId::from_random(self.ids.fetch_add(1, Ordering::Relaxed).into())
+    }
+}
+
+fn healthy_storage() -> Observed {
+    let mount = |target: &str, source: &str, fs_type: &str| SeenMount {
+        target: target.into(),
+        source: source.into(),
+        fs_type: fs_type.into(),
+        read_only: fs_type == "squashfs",
+        size: 100,
+        used: 10,
+    };
+    let mapping = |name: &str, target: &str, status: &str| SeenMapping {
+        name: name.into(),
+        target: target.into(),
+        status: status.into(),
+        device: format!("/dev/mapper/{name}"),
+        size: 100,
+    };
+    Observed {
+        partitions: Partition::ALL
+            .map(|partition| SeenPartition { partition, device: format!("/dev/{partition}"), size: 128 })
+            .to_vec(),
+        mappings: vec![
+            mapping("verityRoot", "verity", "V"),
+            mapping("luks", "crypt", ""),
+            mapping("luks_dif", "integrity", "0 100 -"),
+        ],
+        mounts: vec![
+            mount("/", "OverlayOS_rootfs", "overlay"),
+            mount(LOWER_MOUNT, "/dev/mapper/verityRoot", "squashfs"),
+            mount(UPPER_MOUNT, "/dev/mapper/luks", "xfs"),
+            mount("/home", "/dev/vda2", "ext4"),
+            mount("/var/lib/containers/storage", "/dev/vda3", "xfs"),
+            mount("/var/lib/containers/loaded", "/dev/vda4", "squashfs"),
+            mount("/var/lib/nemos", "/dev/vda5", "ext4"),
+        ],
+        report: Some(BootReport {
+            version: REPORT_VERSION,
+            disk: "/dev/vda".into(),
+            root_hash: "0123456789abcdef".repeat(4).parse().unwrap(),
+            mode: Mode::Persistent,
+            volume: None,
+            provider: Some(Provider::DemoKey),
+            job: None,
+            degraded: Vec::new(),
+        }),
+    }
+}
