@@ -18,6 +18,9 @@ pub struct Arguments {
     /// Colour the output
     #[arg(long, value_enum, default_value_t, global = true, value_name = "WHEN")]
     pub color: When,
+    /// Print JSON
+    #[arg(long, global = true)]
+    pub json: bool,
     #[command(subcommand)]
     pub command: Command,
 }
@@ -25,7 +28,7 @@ pub struct Arguments {
 /// When to use colour.
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
 pub enum When {
-    /// On a terminal, unless NO_COLOR is set
+    /// On a terminal, unless `NO_COLOR` is set
     #[default]
     Auto,
     /// Always
@@ -37,17 +40,9 @@ pub enum When {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Draw the storage stack with its live states, the health and what it follows from
-    Status {
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
+    Status,
     /// Print the health in one line; exit with 0 ok, 1 warning, 2 critical, 3 unknown
-    Health {
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
+    Health,
     /// Take the device back to its factory state
     Reset(Reset),
     /// See or take back what was asked of the device
@@ -55,6 +50,7 @@ pub enum Command {
     Job(Job),
 }
 
+#[allow(clippy::struct_excessive_bools, reason = "they are what one types")]
 #[derive(Debug, clap::Args)]
 #[command(
     args_conflicts_with_subcommands = true,
@@ -84,9 +80,6 @@ pub struct Reset {
     /// Idempotency key: asking again with it gives back the same job, never a second one
     #[arg(long, value_name = "KEY")]
     pub key: Option<String>,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
     #[command(subcommand)]
     pub command: Option<ResetCommand>,
 }
@@ -94,36 +87,22 @@ pub struct Reset {
 #[derive(Debug, Subcommand)]
 pub enum ResetCommand {
     /// List the resets of this device: when, who asked, how they ended
-    History {
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
+    History,
 }
 
 #[derive(Debug, Subcommand)]
 pub enum Job {
     /// List all jobs that the device remembers
-    List {
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
+    List,
     /// Show one job, step by step
     Show {
         /// The job
         id: String,
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
     },
     /// Take a job back that has not begun
     Cancel {
         /// The job
         id: String,
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
     },
 }
 

@@ -5,8 +5,9 @@ use nemos_model::health::{Finding, Health};
 use serde::Serialize;
 use zbus::Connection;
 
+use crate::Failure;
+use crate::output::Output;
 use crate::status::Status;
-use crate::{Failure, print, print_json};
 
 /// The health alone. This is also the shape of `--json`.
 #[derive(Debug, Serialize)]
@@ -20,7 +21,7 @@ struct Verdict<'a> {
 }
 
 /// Asks, prints, and says how to exit: 3 if there is nobody to ask.
-pub async fn run(connection: Result<Connection, CallError>, json: bool) -> Result<u8, Failure> {
+pub async fn run(connection: Result<Connection, CallError>, output: Output) -> Result<u8, Failure> {
     let status = match &connection {
         Ok(connection) => Status::ask(connection).await,
         Err(error) => Err(error.clone()),
@@ -29,11 +30,7 @@ pub async fn run(connection: Result<Connection, CallError>, json: bool) -> Resul
         Ok(status) => Verdict { health: status.health.name(), findings: &status.findings, error: None },
         Err(error) => Verdict { health: "unknown", findings: &[], error: Some(error.to_string()) },
     };
-    if json {
-        print_json(&verdict)?
-    } else {
-        print(&verdict.render())?
-    }
+    output.show(&verdict, Verdict::render)?;
     Ok(match status.map(|status| status.health) {
         Ok(Health::Ok) => 0,
         Ok(Health::Warning) => 1,

@@ -6,7 +6,8 @@ use serde::Serialize;
 use zbus::Connection;
 
 use crate::arguments::Job as Command;
-use crate::{Failure, print, print_json, table, text};
+use crate::output::Output;
+use crate::{Failure, table, text};
 
 /// A job. This is also its shape in `--json`: times are ISO 8601 in UTC, null where there is none.
 #[derive(Debug, Serialize)]
@@ -61,21 +62,21 @@ pub struct Error {
 }
 
 /// Carries out a command about jobs.
-pub async fn run(connection: &Connection, command: Command) -> Result<u8, Failure> {
+pub async fn run(connection: &Connection, command: Command, output: Output) -> Result<u8, Failure> {
     match command {
-        Command::List { json } => {
+        Command::List => {
             let jobs: Vec<Job> = job::list(connection).await?.into_iter().map(Job::from).collect();
-            if json { print_json(&jobs)? } else { print(&render_list(&jobs, "no jobs yet"))? }
+            output.show(&jobs, |jobs| render_list(jobs, "no jobs yet"))?;
         }
-        Command::Show { id, json } => {
+        Command::Show { id } => {
             let job = Job::from(job::get(connection, parse(&id)?).await?);
-            if json { print_json(&job)? } else { print(&job.render())? }
+            output.show(&job, Job::render)?;
         }
-        Command::Cancel { id, json } => {
+        Command::Cancel { id } => {
             let id = parse(&id)?;
             job::cancel(connection, id).await?;
             let job = Job::from(job::get(connection, id).await?);
-            if json { print_json(&job)? } else { print(&format!("job {id} is {}\n", job.state))? }
+            output.show(&job, |job| format!("job {id} is {}\n", job.state))?;
         }
     }
     Ok(0)

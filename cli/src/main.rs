@@ -2,21 +2,22 @@
 
 #![forbid(unsafe_code)]
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
 use nemos_api::CallError;
-use serde::Serialize;
 use thiserror::Error;
 use zbus::Connection;
 
 use crate::arguments::{Arguments, Command, When};
+use crate::output::Output;
 use crate::style::Style;
 
 mod arguments;
 mod health;
 mod job;
+mod output;
 mod reset;
 mod status;
 mod style;
@@ -70,8 +71,9 @@ fn main() -> ExitCode {
         When::Never => false,
         When::Auto => std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty()),
     });
+    let output = Output { json: arguments.json, style };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let outcome = runtime.map_err(Failure::from).and_then(|runtime| runtime.block_on(run(arguments.command, style)));
+    let outcome = runtime.map_err(Failure::from).and_then(|runtime| runtime.block_on(run(arguments.command, output)));
     match outcome {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
@@ -84,29 +86,15 @@ fn main() -> ExitCode {
     }
 }
 
-async fn run(command: Command, style: Style) -> Result<u8, Failure> {
+async fn run(command: Command, output: Output) -> Result<u8, Failure> {
     match command {
-        Command::Health { json } => health::run(connect().await, json).await,
-        Command::Status { json } => status::run(&connect().await?, json, style).await,
-        Command::Reset(arguments) => reset::run(&connect().await?, arguments).await,
-        Command::Job(command) => job::run(&connect().await?, command).await,
+        Command::Health => health::run(connect().await, output).await,
+        Command::Status => status::run(&connect().await?, output).await,
+        Command::Reset(arguments) => reset::run(&connect().await?, arguments, output).await,
+        Command::Job(command) => job::run(&connect().await?, command, output).await,
     }
 }
 
 async fn connect() -> Result<Connection, CallError> {
     Ok(Connection::system().await?)
-}
-
-/// Writes text to standard output. A reader that has seen enough is no error.
-fn print(text: &str) -> Result<(), Failure> {
-    let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
-        _ => Ok(()),
-    }
-}
-
-fn print_json(value: &impl Serialize) -> Result<(), Failure> {
-    let text = serde_json::to_string_pretty(value).map_err(std::io::Error::from)?;
-    print(&format!("{text}\n"))
 }

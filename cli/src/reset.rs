@@ -9,8 +9,9 @@ use serde::Serialize;
 use zbus::Connection;
 
 use crate::arguments::{Reset as Arguments, ResetCommand};
-use crate::job::Job;
-use crate::{Failure, print, print_json, table, text};
+use crate::job::{Job, render_list};
+use crate::output::{Output, print};
+use crate::{Failure, table, text};
 
 const SCOPE: &str = "factory";
 
@@ -18,7 +19,8 @@ const SCOPE: &str = "factory";
 #[derive(Debug, Serialize)]
 struct Plan {
     /// The plan's name.
-    plan: String,
+    #[serde(rename = "plan")]
+    name: String,
     /// `factory`.
     scope: String,
     /// `[{"partition", "how": "key-destroyed|formatted", "size", "used"}]`.
@@ -52,63 +54,53 @@ struct Accepted {
 }
 
 /// Carries out a command about resets.
-pub async fn run(connection: &Connection, arguments: Arguments) -> Result<u8, Failure> {
+pub async fn run(connection: &Connection, arguments: Arguments, output: Output) -> Result<u8, Failure> {
     match arguments {
-        Arguments { command: Some(ResetCommand::History { json }), .. } => history(connection, json).await?,
-        Arguments { dry_run: true, json, .. } => {
-            let plan = ask_plan(connection).await?;
-            if json { print_json(&plan)? } else { print(&plan.render())? }
+        Arguments { command: Some(ResetCommand::History), .. } => {
+            let records = ResetProxy::new(connection).await?.history().await?;
+            let jobs: Vec<Job> = records.into_iter().map(Job::from).collect();
+            output.show(&jobs, |jobs| render_list(jobs, "never reset"))?;
         }
-        arguments => reset(connection, arguments).await?,
+        Arguments { dry_run: true, .. } => output.show(&ask_plan(connection).await?, Plan::render)?,
+        arguments => output.show(&reset(connection, arguments, output).await?, Accepted::render)?,
     }
     Ok(0)
 }
 
-async fn history(connection: &Connection, json: bool) -> Result<(), Failure> {
-    let records = ResetProxy::new(connection).await?.history().await?;
-    let jobs: Vec<Job> = records.into_iter().map(Job::from).collect();
-    if json { print_json(&jobs) } else { print(&crate::job::render_list(&jobs, "never reset")) }
-}
-
-async fn reset(connection: &Connection, arguments: Arguments) -> Result<(), Failure> {
-    let seen = if arguments.yes { None } else { Some(confirm(connection, &arguments).await?) };
+async fn reset(connection: &Connection, arguments: Arguments, output: Output) -> Result<Accepted, Failure> {
+    let agreed = if arguments.yes { None } else { Some(confirm(connection, arguments.no_reboot, output).await?) };
     let options = RequestOptions {
         key: arguments.key,
         label: arguments.label,
         reboot: Some(!arguments.no_reboot),
-        plan: seen,
+        plan: agreed,
         not_before: None,
     };
     let path = ResetProxy::new(connection).await?.request(SCOPE, options).await?;
-    let accepted = Accepted::new(accepted_job(connection, path.as_str()).await?, !arguments.no_reboot);
-    if arguments.json { print_json(&accepted) } else { print(&accepted.render()) }
+    let id = job::id_at(path.as_str()).ok_or(zbus::Error::InvalidReply)?;
+    Ok(Accepted::new(job::get(connection, id).await?, !arguments.no_reboot))
 }
 
 /// Says what will go, and asks. Gives back the name of the plan that was agreed to.
-async fn confirm(connection: &Connection, arguments: &Arguments) -> Result<String, Failure> {
-    if arguments.json || !std::io::stdin().is_terminal() || !std::io::stdout().is_terminal() {
+async fn confirm(connection: &Connection, no_reboot: bool, output: Output) -> Result<String, Failure> {
+    if output.json || !std::io::stdin().is_terminal() || !std::io::stdout().is_terminal() {
         return Err(Failure::NobodyToAsk);
     }
     let plan = ask_plan(connection).await?;
-    let question = if arguments.no_reboot { "Erase at the next boot?" } else { "Reboot now and erase?" };
+    let question = if no_reboot { "Erase at the next boot?" } else { "Reboot now and erase?" };
     print(&format!("{}\n{question} [y/N] ", plan.render()))?;
     let mut answer = String::new();
     std::io::stdin().lock().read_line(&mut answer)?;
     match answer.trim().to_lowercase().as_str() {
-        "y" | "yes" => Ok(plan.plan),
+        "y" | "yes" => Ok(plan.name),
         _ => Err(Failure::Declined),
     }
 }
 
 async fn ask_plan(connection: &Connection) -> Result<Plan, Failure> {
     let options = PlanOptions { scope: Some(SCOPE.to_owned()) };
-    let (plan, record) = ResetProxy::new(connection).await?.plan(options).await?;
-    Ok(Plan::new(plan, record))
-}
-
-async fn accepted_job(connection: &Connection, path: &str) -> Result<JobRecord, Failure> {
-    let id = job::id_at(path).ok_or_else(|| Failure::Call(zbus::Error::InvalidReply.into()))?;
-    Ok(job::get(connection, id).await?)
+    let (name, record) = ResetProxy::new(connection).await?.plan(options).await?;
+    Ok(Plan::new(name, record))
 }
 
 impl Accepted {
@@ -128,7 +120,7 @@ impl Accepted {
 }
 
 impl Plan {
-    fn new(plan: String, record: PlanRecord) -> Self {
+    fn new(name: String, record: PlanRecord) -> Self {
         let PlanRecord { scope, erased, kept, steps, seconds } = record;
         let erased = erased.into_iter().map(|entry| Erased {
             partition: entry.partition,
@@ -136,7 +128,7 @@ impl Plan {
             size: entry.size,
             used: entry.used,
         });
-        Plan { plan, scope, erased: erased.collect(), kept, steps, seconds }
+        Plan { name, scope, erased: erased.collect(), kept, steps, seconds }
     }
 
     /// The plan, for people.

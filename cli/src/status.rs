@@ -8,8 +8,9 @@ use nemos_model::stack::{Layer, LayerState};
 use serde::Serialize;
 use zbus::Connection;
 
+use crate::output::Output;
 use crate::style::Style;
-use crate::{Failure, print, print_json, table, text};
+use crate::{Failure, table, text};
 
 /// All that is shown. This is also the shape of `--json`; keys are added, never changed.
 #[derive(Debug, Serialize)]
@@ -32,13 +33,9 @@ pub struct Status {
 }
 
 /// Asks, prints, and says how to exit.
-pub async fn run(connection: &Connection, json: bool, style: Style) -> Result<u8, Failure> {
+pub async fn run(connection: &Connection, output: Output) -> Result<u8, Failure> {
     let status = Status::ask(connection).await?;
-    if json {
-        print_json(&status)?
-    } else {
-        print(&status.render(style))?
-    }
+    output.show(&status, |status| status.render(output.style))?;
     Ok(if status.health == Health::Critical { 2 } else { 0 })
 }
 

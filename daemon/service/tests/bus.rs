@@ -1,5 +1,6 @@
 //! The interfaces, over a connection without a bus, on a device that is made up.
 
+#[allow(clippy::unwrap_used, reason = "a fixture is part of a test")]
 mod fake;
 
 use fake::{Fixture, admin, full_disk};
@@ -220,7 +221,7 @@ mod contract {
         let (mut members, mut interface, mut member) = (BTreeSet::new(), String::new(), String::new());
         for tag in without_comments(xml).lines().map(str::trim).filter(|tag| !tag.is_empty()) {
             if let Some(name) = tag.strip_prefix("<interface name=\"") {
-                interface = name.trim_end_matches("\">").to_owned();
+                name.trim_end_matches("\">").clone_into(&mut interface);
             } else if tag == "</interface>" {
                 interface.clear();
             } else if !interface.is_empty() {

@@ -1,0 +1,32 @@
+//! What goes to standard output: each answer is a value, shown to people as text or to programs as JSON.
+
+use std::io::{self, ErrorKind, Write};
+
+use serde::Serialize;
+
+use crate::style::Style;
+
+/// How to show answers.
+#[derive(Debug, Clone, Copy)]
+pub struct Output {
+    /// As JSON.
+    pub json: bool,
+    /// Text in colour.
+    pub style: Style,
+}
+
+impl Output {
+    /// Shows a value.
+    pub fn show<T: Serialize>(self, value: &T, text: impl FnOnce(&T) -> String) -> io::Result<()> {
+        if self.json { print(&format!("{}\n", serde_json::to_string_pretty(value)?)) } else { print(&text(value)) }
+    }
+}
+
+/// Prints text. A reader that has seen enough is no error.
+pub fn print(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error),
+        _ => Ok(()),
+    }
+}
