@@ -54,7 +54,6 @@ pub fn run(args: RunArgs) -> Result<ExitCode, RunError> {
     let limit = Duration::from_secs(timeout);
     let config = Config { snapshot, memory, cpus, limit, ..Config::new(disk) };
     if command.is_empty() {
-        eprintln!("nemos-image: the machine's console follows; Ctrl-A X switches it off, Ctrl-A H tells of other keys");
         attach(&config)?;
         return Ok(ExitCode::SUCCESS);
     }

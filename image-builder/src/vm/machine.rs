@@ -17,7 +17,7 @@ use super::error::{VmError, io};
 use super::guest::{self, Port, UntilMark};
 use super::host::Host;
 use super::qmp::{self, Message};
-use super::seen::{Event, Seen};
+use super::seen::{Event, Qmp, Seen};
 
 /// A machine that runs. Dropping it cuts its power.
 #[derive(Debug)]
@@ -92,7 +92,11 @@ impl Machine {
 
     /// Connects to all that the machine can say. QEMU has made its sockets when it greets.
     fn listen(&mut self, sockets: &Path, sender: &Sender<Event>) -> Result<(), VmError> {
-        self.wait("QEMU was ready", |seen| Ok(seen.greeting.then_some(())))?;
+        let ready = "QEMU was ready";
+        match self.wait(ready, |seen| Ok((seen.qmp != Qmp::Starting).then_some(seen.qmp)))? {
+            Qmp::Closed => return Err(self.gone(ready)),
+            Qmp::Starting | Qmp::Open => {}
+        }
         let connect = |name| UnixStream::connect(sockets.join(name)).map_err(io("connect to QEMU"));
         forward(connect(CONSOLE_SOCKET)?, sender.clone(), Event::Console);
         for (port, name) in guest::PORTS {
@@ -226,8 +230,15 @@ impl Machine {
         let line = qmp::command(command, arguments);
         // A QEMU that is gone says why in what it said before.
         let _ = self.qmp.write_all(line.as_bytes());
-        let reply = self.wait(&format!("QEMU answered `{command}`"), |seen| Ok(seen.reply.take()))?;
-        reply.map_err(|reason| VmError::Refused { command, reason })
+        let awaited = format!("QEMU answered `{command}`");
+        let reply = self.wait(&awaited, |seen| match seen.reply.take() {
+            None if seen.qmp == Qmp::Closed => Ok(Some(None)),
+            reply => Ok(reply.map(Some)),
+        })?;
+        match reply {
+            Some(reply) => reply.map_err(|reason| VmError::Refused { command, reason }),
+            None => Err(self.gone(&awaited)),
+        }
     }
 
     fn request(&mut self, command: &str) -> Result<u32, VmError> {
@@ -333,5 +344,6 @@ fn forward_lines(from: impl Read + Send + 'static, to: Sender<Event>) {
     thread::spawn(move || {
         let lines = BufReader::new(from).lines().map_while(Result::ok);
         let _ = lines.map(|line| to.send(Event::Qmp(Message::parse(&line)))).find(Result::is_err);
+        let _ = to.send(Event::QmpClosed);
     });
 }

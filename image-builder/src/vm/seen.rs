@@ -8,15 +8,28 @@ use super::qmp::Message;
 #[derive(Debug)]
 pub(super) enum Event {
     Qmp(Message),
+    QmpClosed,
     Console(Vec<u8>),
     Port(Port, Vec<u8>),
+}
+
+/// QEMU, as its protocol shows it.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Qmp {
+    /// It has not greeted yet.
+    #[default]
+    Starting,
+    /// It takes commands.
+    Open,
+    /// It is gone, or about to be; what the machine said before may still come.
+    Closed,
 }
 
 /// The sum of it.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
-    /// QEMU has begun.
-    pub(super) greeting: bool,
+    /// Whether QEMU takes commands.
+    pub(super) qmp: Qmp,
     /// The answer to the last QMP command.
     pub(super) reply: Option<Result<(), String>>,
     /// Where the last migration stands.
@@ -45,7 +58,7 @@ impl Seen {
     /// Takes what was said.
     pub(super) fn take(&mut self, event: Event) {
         match event {
-            Event::Qmp(Message::Greeting) => self.greeting = true,
+            Event::Qmp(Message::Greeting) => self.qmp = Qmp::Open,
             Event::Qmp(Message::Reply(reply)) => self.reply = Some(reply),
             Event::Qmp(Message::Migration(status)) => self.migration = Some(status),
             Event::Qmp(Message::Shutdown(reason)) => self.shutdown = Some(reason),
@@ -55,6 +68,7 @@ impl Seen {
                 self.boot_end = None;
             }
             Event::Qmp(Message::Other) => {}
+            Event::QmpClosed => self.qmp = Qmp::Closed,
             Event::Console(bytes) => {
                 let known = self.console.lines().len();
                 self.console.push(&bytes);

@@ -10,6 +10,7 @@ use super::host::Host;
 /// Boots a machine with its console on this terminal, and returns when it is off.
 pub fn attach(config: &Config) -> Result<(), VmError> {
     let host = Host::find()?;
+    eprintln!("nemos-image: the machine's console follows; Ctrl-A X switches it off, Ctrl-A H tells of other keys");
     let mut qemu = Command::new(&host.qemu)
         .args(config.arguments(&host, Front::Terminal))
         .stderr(Stdio::piped())

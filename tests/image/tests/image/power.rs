@@ -21,9 +21,8 @@ pub fn a_reset_that_loses_its_power_at_any_flush_ends_the_same() -> Case {
     const CUTS: usize = 4;
     let mut device = Device::running()?;
     let before = use_it(&mut device)?;
-    device.begins_to_reboot_by(RESET)?;
-    device.prints("reboot: Restarting system")?;
-    let (mut device, mut writes) = device.loses_power().starts_logged()?;
+    device.says("nemosctl reset --factory --yes --no-reboot")?;
+    let (mut device, mut writes) = device.powers_off()?.starts_logged()?;
     device.comes_up()?;
     is_as_shipped(&mut device, &before)?;
     drop(device);
