@@ -1,0 +1,159 @@
+# shellcheck shell=bash disable=SC2034,SC2016 # used by who sources this; apt's own variables
+# What a Debian 12 or 13 host needs, and who builds on it. Sourced by run_x86.sh and by tests/run.sh.
+
+# To compile: libcryptsetup and device-mapper are bound by bindgen, which reads their headers with libclang.
+compile_packages=(gcc git libc6-dev libblkid-dev libclang-dev libcryptsetup-dev libdevmapper-dev pkg-config)
+# What `nemos-image build` and `nemos-image run` run.
+image_packages=(cryptsetup-bin debian-archive-keyring dosfstools e2fsprogs mmdebstrap mtools ovmf python3
+                python3-pefile qemu-system-x86 qemu-utils squashfs-tools uidmap zstd)
+# What the tests run besides.
+test_packages=(dbus dmsetup gdisk kmod mount shellcheck user-mode-linux xfsprogs)
+
+# Debian 13's kernel crashes under older ones, when there is no KVM.
+qemu_least=1:10.0
+rust_least=1.89
+
+say() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; }
+die() { say "$*"; exit 1; }
+
+is_root() { [ "$(id -u)" -eq 0 ]; }
+
+# shellcheck source=/dev/null
+. /etc/os-release
+
+check_host() {
+    case "${ID:-}-${VERSION_ID:-}-$(uname -m)" in
+        debian-12-x86_64 | debian-13-x86_64) ;;
+        *) die "this is ${PRETTY_NAME:-not Debian} on $(uname -m), and only Debian 12 and 13 on x86_64 are known" ;;
+    esac
+}
+
+installed_version() {
+    dpkg-query --show --showformat '${db:Status-Status} ${Version}\n' "$1" 2>/dev/null | sed --quiet 's/^installed //p'
+}
+
+# Of the packages given, those that are not there, or too old.
+missing_packages() {
+    local package version
+    for package in "$@"; do
+        version=$(installed_version "$package")
+        if [ -z "$version" ]; then
+            echo "$package"
+        elif [ "$package" = qemu-system-x86 ] && dpkg --compare-versions "$version" lt "$qemu_least"; then
+            echo "$package"
+        fi
+    done
+}
+
+# Prints the archives that apt is configured with, one a line: address, release.
+archives() {
+    apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(CODENAME)' 'Created-By: Packages' |
+        awk '{ print $1, $2; print $1, $3 }' | sort --unique
+}
+
+# The apt source of a release of newer versions, from the mirror that is configured; nothing, if apt has it already.
+backports_source() {
+    local backports=$1 mirror
+    if ! archives | grep --quiet " $backports\$"; then
+        mirror=$(archives | sed --quiet "s/ $VERSION_CODENAME\$//p" | head --lines 1)
+        [ -n "$mirror" ] || die "apt is configured with no mirror of $VERSION_CODENAME to take $backports from"
+        printf '%s\n' 'Types: deb' "URIs: $mirror" "Suites: $backports" 'Components: main' \
+            'Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg'
+    fi
+}
+
+# Installs what is missing of the packages given. $1 is how root is become (`sudo`), or empty: then only root installs,
+# and others are told what is to be done.
+install_missing() {
+    local sudo=$1 backports=$VERSION_CODENAME-backports source='' file=/etc/apt/sources.list.d/nemos-backports.sources
+    shift
+    local -a missing plain qemu
+    mapfile -t missing < <(missing_packages "$@")
+    [ "${#missing[@]}" -gt 0 ] || return 0
+    mapfile -t plain < <(printf '%s\n' "${missing[@]}" | grep --invert-match '^qemu-')
+    mapfile -t qemu < <(printf '%s\n' "${missing[@]}" | grep '^qemu-')
+
+    local -a steps=('apt-get update')
+    [ "${#plain[@]}" -eq 0 ] || steps+=("apt-get install --no-install-recommends ${plain[*]}")
+    if [ "${#qemu[@]}" -gt 0 ] && [ "$VERSION_CODENAME" = bookworm ]; then
+        source=$(backports_source "$backports") || exit
+        qemu=(--target-release "$backports" "${qemu[@]}")
+    fi
+    [ "${#qemu[@]}" -eq 0 ] || steps+=("apt-get install --no-install-recommends ${qemu[*]}")
+
+    if is_root; then
+        sudo=
+    elif [ -z "$sudo" ]; then
+        say 'packages are missing; as root, run:'
+        [ -z "$source" ] || printf "cat > %s <<'EOF'\n%s\nEOF\n" "$file" "$source" >&2
+        printf '%s\n' "${steps[@]}" >&2
+        exit 1
+    fi
+    say "installing ${missing[*]}"
+    [ -z "$source" ] || printf '%s\n' "$source" | $sudo tee "$file" >/dev/null
+    local step
+    for step in "${steps[@]}"; do
+        $sudo sh -c "DEBIAN_FRONTEND=noninteractive $step --yes --quiet" || die "\`$step\` failed"
+    done
+}
+
+check_rust() {
+    local version
+    version=$(cargo --version 2>/dev/null | cut --delimiter ' ' --fields 2)
+    if [ -z "$version" ]; then
+        die "there is no Rust. On Debian 13: apt-get install rustup && rustup default stable; on Debian 12: https://rustup.rs"
+    elif dpkg --compare-versions "$version" lt "$rust_least"; then
+        die "Rust $rust_least or newer is needed, and this is $version: rustup update (Debian's own is too old)"
+    fi
+}
+
+# Who builds images: an ordinary user. Root gives way to one of its own, which has user ids for the root of an image.
+builder=nemos-build
+
+# A folder of the builder's, outside of the checkout.
+builder_folder() {
+    if is_root; then
+        echo "${NEMOS_CACHE:-/var/cache/nemos}"
+    else
+        echo "${NEMOS_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/nemos}"
+    fi
+}
+
+make_builder() {
+    if ! is_root; then
+        mkdir --parents "$(builder_folder)"
+        return
+    fi
+    id "$builder" >/dev/null 2>&1 || useradd --system --user-group --add-subids-for-system \
+        --home-dir "$(builder_folder)" --shell /usr/sbin/nologin "$builder"
+    ! getent group kvm >/dev/null || usermod --append --groups kvm "$builder"
+    install --directory --owner "$builder" --group "$builder" "$(builder_folder)"
+}
+
+# Runs a command as the builder, in its folder.
+as_builder() (
+    cd "$(builder_folder)" || exit
+    if is_root; then
+        exec runuser --user "$builder" -- \
+            env --unset TMPDIR --unset XDG_CACHE_HOME --unset XDG_RUNTIME_DIR HOME="$PWD" "$@"
+    fi
+    exec "$@"
+)
+
+# Builds the image of the checkout that the current folder is in, and leaves it in the builder's folder. Whoever calls
+# compiles, since a Rust toolchain is a user's own; all else is done by the builder. $1 is `--debug`, or empty for the
+# release; more arguments are for `nemos-image build`.
+build_image() (
+    set -o errexit
+    folder=$(builder_folder)
+    make_builder
+    # shellcheck disable=SC2086 # nothing, if it is empty
+    cargo install --quiet --locked --no-track --force $1 --path image-builder --root "$folder"
+    shift
+    packages=$(mktemp --directory)
+    trap 'rm --recursive --force "$packages"' EXIT
+    "$folder/bin/nemos-image" package --output "$packages"
+    install --mode 644 "$packages"/nemos_*.deb "$folder/nemos.deb"
+    SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)} \
+        as_builder bin/nemos-image build --package nemos.deb --output out --cache cache "$@"
+)

@@ -1,0 +1,56 @@
+#!/bin/bash
+# Runs everything that is tested, on a fresh Debian 12 or 13: rules, devices in User-Mode Linux, whole images in QEMU.
+#
+# As root, it installs what is missing; otherwise it says what to install. The image is built by an ordinary user either
+# way, with what need not be made twice in ${NEMOS_CACHE:-/var/cache/nemos} (not root: ~/.cache/nemos).
+set -o nounset -o pipefail
+cd "$(dirname "$0")/.." || exit
+# shellcheck source=image-builder/host.sh
+. image-builder/host.sh
+
+check_host
+install_missing '' "${compile_packages[@]}" "${image_packages[@]}" "${test_packages[@]}"
+check_rust
+
+folder=$(mktemp --directory)
+trap 'rm --recursive --force "$folder"' EXIT
+passed=0
+failed=0
+table=()
+
+# Runs one part, and counts its tests. A part that fails without a test that did counts as one.
+part() {
+    local name=$1 begin=$SECONDS status=ok part_passed part_failed
+    shift
+    printf '\n== %s\n' "$name"
+    if ! "$@" 2>&1 | tee "$folder/log"; then
+        status=FAILED
+    fi
+    read -r part_passed part_failed < <(sed --quiet 's/^test result: .* \([0-9]*\) passed; \([0-9]*\) failed;.*/\1 \2/p' \
+        "$folder/log" | awk '{ passed += $1; failed += $2 } END { print passed + 0, failed + 0 }')
+    if [ "$status" = FAILED ] && [ "$part_failed" -eq 0 ]; then
+        part_failed=1
+    fi
+    passed=$((passed + part_passed))
+    failed=$((failed + part_failed))
+    table+=("$(printf '%-28s %6d s  %4d passed  %s' "$name" $((SECONDS - begin)) "$part_passed" "$status")")
+    [ "$status" = ok ]
+}
+
+image_tests() {
+    cargo build --locked --package nemos-image &&
+        NEMOS_IMAGE=$(builder_folder)/out/nemos-default.raw cargo test --locked --package nemos-tests
+}
+
+part 'format' cargo fmt --all --check
+part 'lints' cargo clippy --locked --workspace --all-targets -- --deny warnings
+part 'scripts' shellcheck --external-sources image-builder/*.sh tests/run.sh
+part 'rules and devices' cargo test --locked --workspace --exclude nemos-tests --no-fail-fast
+# An image that could not be built is one failure; its tests are not run.
+part 'image' build_image --debug && part 'whole devices' image_tests
+
+printf '\n%s\n' '== how long it took'
+printf '%s\n' "${table[@]}"
+printf '%-28s %6d s\n' 'all' "$SECONDS"
+printf '%d passed, %d failed\n' "$passed" "$failed"
+[ "$failed" -eq 0 ]
