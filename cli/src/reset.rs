@@ -2,8 +2,10 @@
 
 use std::io::{BufRead, IsTerminal};
 
-use nemos_api::job::{self, JobRecord};
+use nemos_api::CallError;
+use nemos_api::job;
 use nemos_api::reset::{PlanOptions, PlanRecord, RequestOptions, ResetProxy};
+use nemos_model::job::JobState;
 use nemos_model::partitions::Partition;
 use serde::Serialize;
 use zbus::Connection;
@@ -14,6 +16,8 @@ use crate::output::{Output, print};
 use crate::{Failure, table, text};
 
 const SCOPE: &str = "factory";
+/// State of a job that the next boot carries out.
+const WAITING: &str = JobState::WaitingForReboot.name();
 
 /// What a reset would do. This is also the shape of `--dry-run --json`; sizes in bytes, null where not known.
 #[derive(Debug, Serialize)]
@@ -78,7 +82,14 @@ async fn reset(connection: &Connection, arguments: Arguments, output: Output) ->
     };
     let path = ResetProxy::new(connection).await?.request(SCOPE, options).await?;
     let id = job::id_at(path.as_str()).ok_or(zbus::Error::InvalidReply)?;
-    Ok(Accepted::new(job::get(connection, id).await?, !arguments.no_reboot))
+    let state = match job::get(connection, id).await {
+        Ok(job) => job.state,
+        // It was accepted; the reboot may have taken nemosd down before it could answer again.
+        Err(CallError::Unreachable(_)) if !arguments.no_reboot => WAITING.to_owned(),
+        Err(error) => return Err(error.into()),
+    };
+    // A job that was done before, for the same key, makes nothing reboot.
+    Ok(Accepted { job: id.to_string(), rebooting: !arguments.no_reboot && state == WAITING, state })
 }
 
 /// Says what will go, and asks. Gives back the name of the plan that was agreed to.
@@ -104,15 +115,10 @@ async fn ask_plan(connection: &Connection) -> Result<Plan, Failure> {
 }
 
 impl Accepted {
-    /// A job that was accepted. One that was done before, for the same key, makes nothing reboot.
-    fn new(job: JobRecord, reboot: bool) -> Self {
-        Accepted { rebooting: reboot && job.state == "waiting-for-reboot", job: job.id, state: job.state }
-    }
-
     fn render(&self) -> String {
         let next = match (self.rebooting, self.state.as_str()) {
             (true, _) => "rebooting",
-            (false, "waiting-for-reboot") => "the next boot resets the device",
+            (false, WAITING) => "the next boot resets the device",
             (false, state) => state,
         };
         format!("job {}\n{next}\n", self.job)

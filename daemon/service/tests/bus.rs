@@ -1,6 +1,7 @@
 //! The interfaces, over a connection without a bus, on a device that is made up.
 
-#[allow(clippy::unwrap_used, reason = "a fixture is part of a test")]
+#![allow(clippy::unwrap_used, reason = "all of this is a test")]
+
 mod fake;
 
 use fake::{Fixture, admin, full_disk};
