@@ -80,6 +80,14 @@ impl Desk {
         self.state().await?.job(id).cloned().ok_or_else(|| NotTaken::NoSuchJob(id).into())
     }
 
+    /// The job that this boot carried out, if it did.
+    pub async fn carried_out(&self) -> Result<Option<Job>, Error> {
+        match self.seen().await?.report.as_ref().and_then(|report| report.job) {
+            Some(id) => self.job(id).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
     /// Everything that is not as it should be.
     pub async fn findings(&self) -> Result<Vec<Finding>, Error> {
         let seen = self.seen().await?;

@@ -5,7 +5,7 @@
 use nemos_api::Error;
 use nemos_model::JobId;
 use nemos_model::health::{Finding, Health, verdict};
-use nemos_model::job::Requester;
+use nemos_model::job::{Job, Requester};
 use tracing::{info, warn};
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
@@ -15,6 +15,8 @@ use tracing_subscriber::util::SubscriberInitExt;
 pub const REQUEST_GRANTED: &str = "d0c273ead1334af9b2e7b17176656ace";
 /// A request was refused: `NEMOS_ACTION`, `NEMOS_OUTCOME`, `NEMOS_JOB`, `NEMOS_CALLER_{UID,USER,PROCESS,LABEL}`, `NEMOS_ERROR`.
 pub const REQUEST_REFUSED: &str = "5fa638dc82ed4d71b23d73780ef11a97";
+/// This boot carried out a job, or tried to: `NEMOS_JOB`, `NEMOS_JOB_STATE`.
+pub const CARRIED_OUT: &str = "a5e738d0a83547bd9b1074871801f537";
 /// The device reboots for a job: `NEMOS_JOB`.
 pub const REBOOTING: &str = "a2b301af0b2f4c81bec74083d08b35f5";
 /// The device did not reboot for a job, which waits: `NEMOS_JOB`, `NEMOS_ERROR`.
@@ -83,12 +85,25 @@ pub fn rebooting(job: JobId) {
 }
 
 /// A reboot was refused.
-pub fn not_rebooted(job: JobId, error: &zbus::Error) {
+pub fn not_rebooted(job: JobId, error: &str) {
     warn!(
         message_id = NOT_REBOOTED,
         nemos_job = %job,
-        nemos_error = %error,
+        nemos_error = error,
         "cannot reboot ({error}); job {job} waits for the next boot"
+    );
+}
+
+/// What this boot did before nemosd was there to say so.
+pub fn carried_out(job: &Job) {
+    let (id, kind, state, by) = (job.id, job.kind, job.state, &job.requested_by);
+    info!(
+        message_id = CARRIED_OUT,
+        nemos_job = %id,
+        nemos_job_state = state.name(),
+        nemos_caller_uid = by.uid,
+        "this boot carried out job {id} ({kind}) of uid {}: {state}",
+        by.uid
     );
 }
 

@@ -53,6 +53,9 @@ async fn run() -> anyhow::Result<()> {
         format!("cannot take the name {BUS_NAME}: is another nemosd running, or its bus policy not installed?")
     })?;
     notify(&[NotifyState::Ready]);
+    if let Ok(Some(job)) = service.desk.carried_out().await {
+        journal::carried_out(&job);
+    }
 
     let mut tick = interval(tick_length());
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);

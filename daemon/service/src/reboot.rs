@@ -1,6 +1,9 @@
 //! Reboots, which are logind's to make.
 
+use std::time::Duration;
+
 use nemos_model::JobId;
+use tokio::time::timeout;
 use zbus::{Connection, proxy};
 
 use crate::journal;
@@ -14,11 +17,16 @@ trait Logind {
     fn reboot(&self, interactive: bool) -> zbus::Result<()>;
 }
 
+/// How long logind may take to answer: less than systemd's patience with a nemosd that waits for it.
+const LIMIT: Duration = Duration::from_secs(20);
+
 /// Reboots so that the next boot carries out the job. If logind refuses, the job stays as it is and waits.
 pub async fn for_job(connection: &Connection, job: JobId) {
     journal::rebooting(job);
-    if let Err(error) = ask(connection).await {
-        journal::not_rebooted(job, &error);
+    match timeout(LIMIT, ask(connection)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => journal::not_rebooted(job, &error.to_string()),
+        Err(_) => journal::not_rebooted(job, "systemd-logind does not answer"),
     }
 }
 

@@ -203,9 +203,9 @@ fn each_action_is_declared_to_polkit() {
 
 #[test]
 fn each_message_of_the_journal_is_explained() {
-    use nemosd::journal::{HEALTH_CHANGED, NOT_REBOOTED, REBOOTING, REQUEST_GRANTED, REQUEST_REFUSED};
+    use nemosd::journal::{CARRIED_OUT, HEALTH_CHANGED, NOT_REBOOTED, REBOOTING, REQUEST_GRANTED, REQUEST_REFUSED};
     let catalog = std::fs::read_to_string(shipped("usr/lib/systemd/catalog/nemos.catalog")).unwrap();
-    for id in [REQUEST_GRANTED, REQUEST_REFUSED, REBOOTING, NOT_REBOOTED, HEALTH_CHANGED] {
+    for id in [REQUEST_GRANTED, REQUEST_REFUSED, CARRIED_OUT, REBOOTING, NOT_REBOOTED, HEALTH_CHANGED] {
         assert!(catalog.contains(&format!("-- {id}\n")), "{id}");
     }
 }
