@@ -25,15 +25,12 @@ pub struct Arguments {
     pub command: Command,
 }
 
-/// When to use colour.
+/// When to use colour. `Auto`: on a terminal, unless `NO_COLOR` is set.
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
 pub enum When {
-    /// On a terminal, unless `NO_COLOR` is set
     #[default]
     Auto,
-    /// Always
     Always,
-    /// Never
     Never,
 }
 
