@@ -9,6 +9,7 @@ use zbus::proxy::CacheProperties;
 use zbus::{Connection, DeserializeDict, ObjectPath, OwnedObjectPath, SerializeDict, Type, proxy};
 
 use crate::CallError;
+use crate::reset::ResetProxy;
 
 /// The Job interface, of each object below `/org/nemos/Device1/jobs`.
 #[proxy(interface = "org.nemos.Device1.Job", default_service = "org.nemos.Device1", assume_defaults = false)]
@@ -47,7 +48,7 @@ fn not_there(id: JobId, error: zbus::Error) -> CallError {
     }
 }
 
-/// All jobs that the device remembers, oldest first.
+/// All jobs that the device remembers, oldest first; an error if it cannot remember.
 pub async fn list(connection: &Connection) -> Result<Vec<JobRecord>, CallError> {
     /// What is of interest here of an object's interfaces.
     #[derive(DeserializeDict, Type)]
@@ -61,6 +62,10 @@ pub async fn list(connection: &Connection) -> Result<Vec<JobRecord>, CallError> 
         connection.call_method(Some(crate::BUS_NAME), crate::PATH, Some(manager), "GetManagedObjects", &()).await?;
     let objects: HashMap<OwnedObjectPath, Interfaces> = reply.body().deserialize()?;
     let mut jobs: Vec<JobRecord> = objects.into_values().filter_map(|interfaces| interfaces.job).collect();
+    if jobs.is_empty() {
+        // No objects: there are no jobs, or there is no memory that could hold one. This property says which.
+        ResetProxy::new(connection).await?.pending().await?;
+    }
     jobs.sort_by(|a, b| (a.requested_at, &a.id).cmp(&(b.requested_at, &b.id)));
     Ok(jobs)
 }

@@ -12,7 +12,7 @@ use uuid::{Uuid, uuid};
 
 use crate::overlay::UPPER_MOUNT;
 use crate::partitions::Partition;
-use crate::stack::Observed;
+use crate::stack::{Observed, SeenMount};
 use crate::state::{DeviceState, Volume};
 
 /// How much a reset takes back.
@@ -156,7 +156,9 @@ impl Plan {
     pub fn new(scope: Scope, seen: &Observed, state: &DeviceState) -> Self {
         let erased = scope.erased().iter().map(|&(partition, how)| {
             let mounted_at = if partition == Partition::Root { Some(UPPER_MOUNT) } else { partition.mount_point() };
-            let mount = seen.mounts.iter().find(|mount| Some(mount.target.as_str()) == mounted_at);
+            // On a degraded boot memory is mounted there, and nobody knows what is on the disk.
+            let on_disk = |mount: &&SeenMount| Some(mount.target.as_str()) == mounted_at && mount.fs_type != "tmpfs";
+            let mount = seen.mounts.iter().find(on_disk);
             let size = seen.partitions.iter().find(|seen| seen.partition == partition).map(|seen| seen.size);
             Erased { partition, how, size, used: mount.map(|mount| mount.used) }
         });
@@ -212,7 +214,7 @@ impl fmt::Display for Erasure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stack::{SeenMount, SeenPartition};
+    use crate::stack::SeenPartition;
 
     #[test]
     fn keys_are_destroyed_before_anything_else() {
@@ -249,6 +251,15 @@ mod tests {
         let home = plan.erased.iter().find(|erased| erased.partition == Partition::Home);
         let expected = Erased { partition: Partition::Home, how: Erasure::Formatted, size: Some(128), used: Some(17) };
         assert_eq!(home, Some(&expected));
+    }
+
+    #[test]
+    fn what_is_in_memory_is_not_what_goes_from_the_disk() {
+        let mut seen = seen(17);
+        seen.mounts[0].target = UPPER_MOUNT.into();
+        seen.mounts[0].fs_type = "tmpfs".into();
+        let plan = Plan::new(Scope::Factory, &seen, &provisioned(1));
+        assert!(plan.erased.iter().all(|erased| erased.used.is_none()), "{plan:?}");
     }
 
     #[test]

@@ -105,6 +105,8 @@ async fn a_device_that_would_forget_accepts_nothing() {
     let manager = ManagerProxy::new(&fixture.client).await.unwrap();
     assert_eq!(manager.health().await.unwrap(), "critical");
     assert!(fixture.device.stored().jobs().is_empty());
+    let fixture = fixture.restart().await;
+    refusal(job::list(&fixture.client).await);
 }
 
 #[tokio::test]
