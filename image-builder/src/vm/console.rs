@@ -32,10 +32,8 @@ enum Escape {
 pub(super) enum BootEnd {
     /// nemos-initrd refused to go on, for this reason.
     Refused(String),
-    /// systemd asks for a root password and waits.
-    Emergency,
-    /// The kernel gave up, with these words.
-    Panic(String),
+    /// It failed in another way.
+    Failed(String),
 }
 
 impl Console {
@@ -92,9 +90,14 @@ pub(super) fn boot_end(lines: &[String]) -> Option<BootEnd> {
             return Some(BootEnd::Refused(reason));
         }
         if let Some(words) = after("Kernel panic - not syncing:") {
-            return Some(BootEnd::Panic(words));
+            return Some(BootEnd::Failed(format!("the kernel panicked: {words}")));
         }
-        line.contains("You are in emergency mode").then_some(BootEnd::Emergency)
+        let failures = [
+            ("nemos: the root was not reached", "its initrd did not reach the root"),
+            ("You are in emergency mode", "systemd is in emergency mode"),
+        ];
+        let failure = failures.into_iter().find(|(marker, _)| line.contains(marker));
+        failure.map(|(_, why)| BootEnd::Failed(why.to_owned()))
     })
 }
 
@@ -152,8 +155,10 @@ mod tests {
             end("[  4.2] nemos-initrd[1]: nemos: boot refused: the root is corrupted"),
             Some(BootEnd::Refused("the root is corrupted".into()))
         );
-        assert_eq!(end("You are in emergency mode. After logging in, type"), Some(BootEnd::Emergency));
-        assert_eq!(end("Kernel panic - not syncing: VFS: Unable"), Some(BootEnd::Panic("VFS: Unable".into())));
+        let failed = |why: &str| Some(BootEnd::Failed(why.into()));
+        assert_eq!(end("You are in emergency mode. After logging"), failed("systemd is in emergency mode"));
+        assert_eq!(end("Kernel panic - not syncing: VFS: Unable"), failed("the kernel panicked: VFS: Unable"));
+        assert_eq!(end("nemos: the root was not reached; restarting"), failed("its initrd did not reach the root"));
         assert_eq!(end("Welcome to Debian"), None);
     }
 }

@@ -62,7 +62,7 @@ pub enum VmError {
         console: Tail,
     },
     /// The system cannot come up.
-    #[error("the system did not come up, {why}{console}")]
+    #[error("the system did not come up: {why}{console}")]
     BootFailed {
         /// What was seen.
         why: String,

@@ -14,6 +14,7 @@ const OVMF_VARS: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
 /// QEMU, its firmware, and how fast it can be.
 #[derive(Debug, Clone)]
 pub struct Host {
+    /// The program.
     pub(super) qemu: PathBuf,
     pub(super) firmware_code: PathBuf,
     /// The template of its variables: never written.
@@ -54,6 +55,14 @@ impl Host {
             accelerator: if kvm_works(&qemu) { Accelerator::Kvm } else { Accelerator::Tcg },
             qemu,
         })
+    }
+
+    /// A command that runs QEMU and takes it along when the calling thread ends, however that ends: a machine that
+    /// nobody holds any more must not go on running on its disk.
+    pub(super) fn qemu(&self) -> Command {
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "--"]).arg(&self.qemu);
+        command
     }
 }
 

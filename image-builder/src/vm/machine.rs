@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -49,7 +49,8 @@ pub struct Output {
 }
 
 impl Machine {
-    /// Switches a machine on. It has not booted when this returns; one that resumes goes on where it was.
+    /// Switches a machine on. It has not booted when this returns; one that resumes goes on where it was. It is switched
+    /// off when the calling thread ends.
     pub fn start(config: &Config) -> Result<Self, VmError> {
         let host = Host::find()?;
         let sockets = tempfile::tempdir().map_err(io("make a temporary folder"))?;
@@ -57,7 +58,8 @@ impl Machine {
         if let Some(log) = &config.write_log {
             File::create(log).map_err(io("make the log of writes"))?;
         }
-        let mut qemu = Command::new(&host.qemu)
+        let mut qemu = host
+            .qemu()
             .args(config.arguments(&host, Front::Sockets(sockets.path())))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -291,8 +293,7 @@ impl Machine {
         let console = self.seen.console.tail();
         match end {
             BootEnd::Refused(reason) => VmError::BootRefused { reason, console },
-            BootEnd::Emergency => VmError::BootFailed { why: "systemd is in emergency mode".to_owned(), console },
-            BootEnd::Panic(words) => VmError::BootFailed { why: format!("the kernel panicked: {words}"), console },
+            BootEnd::Failed(why) => VmError::BootFailed { why, console },
         }
     }
 

@@ -1,7 +1,7 @@
 //! A machine whose console is this terminal.
 
 use std::io::Read;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use super::config::{Config, Front};
 use super::error::{VmError, io};
@@ -11,7 +11,8 @@ use super::host::Host;
 pub fn attach(config: &Config) -> Result<(), VmError> {
     let host = Host::find()?;
     eprintln!("nemos-image: the machine's console follows; Ctrl-A X switches it off, Ctrl-A H tells of other keys");
-    let mut qemu = Command::new(&host.qemu)
+    let mut qemu = host
+        .qemu()
         .args(config.arguments(&host, Front::Terminal))
         .stderr(Stdio::piped())
         .spawn()
