@@ -32,10 +32,8 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("nemos-image: {error}");
-            let unknown_profile = matches!(
-                error.downcast_ref(),
-                Some(BuildError::Recipe(RecipeError::UnknownProfile { .. }))
-            );
+            let unknown_profile =
+                matches!(error.downcast_ref(), Some(BuildError::Recipe(RecipeError::UnknownProfile { .. })));
             if unknown_profile { ExitCode::from(USAGE) } else { ExitCode::FAILURE }
         }
     }

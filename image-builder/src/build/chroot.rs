@@ -1,11 +1,10 @@
 //! Roots of Debian that live as long as one run of mmdebstrap: unpacked, changed, read out, gone.
 //!
-//! An ordinary user has them in a user namespace of their own range of user ids, root without one. Files go in and out by
+//! An ordinary user has them in a user namespace of their own range of user ids, root in a mount namespace only. Files go in and out by
 //! mmdebstrap's own hooks, because programs in the namespace cannot read what only the user may.
 
 use std::path::Path;
 
-use super::host::is_root;
 use super::tool::Tool;
 
 /// A root to be.
@@ -22,8 +21,11 @@ impl Chroot {
 
     /// A root that was made before, unpacked again.
     pub fn unpacked(root: &Path, epoch: u64) -> Self {
-        let tool = mmdebstrap(epoch).args(["--variant=custom", "--skip=setup,update"]);
-        Chroot { tool: tool.arg(format!("--setup-hook=tar-in {} /", quoted(root))) }
+        let tool = mmdebstrap(epoch).args(["--variant=custom", "--skip=setup,update,cleanup"]);
+        // The archive is without /dev, and mmdebstrap mounts nothing on what is not there.
+        Chroot {
+            tool: tool.arg(format!("--setup-hook=tar-in {} /", quoted(root))).arg("--setup-hook=mkdir -p \"$1/dev\""),
+        }
     }
 
     /// One more argument for mmdebstrap.
@@ -68,9 +70,10 @@ impl Chroot {
 }
 
 fn mmdebstrap(epoch: u64) -> Tool {
-    let mode = if is_root() { "--mode=root" } else { "--mode=unshare" };
-    // Device nodes cannot be made by an ordinary user, and devtmpfs brings them anyhow.
-    Tool::new("mmdebstrap").env("SOURCE_DATE_EPOCH", epoch.to_string()).args([mode, "--skip=output/dev"])
+    // The same for everybody: root just has no need to unshare its user ids. Device nodes cannot be unpacked by an
+    // ordinary user, and devtmpfs brings them anyhow.
+    let tool = Tool::new("mmdebstrap").env("SOURCE_DATE_EPOCH", epoch.to_string());
+    tool.args(["--mode=unshare", "--skip=output/dev"])
 }
 
 /// For the words that mmdebstrap splits a special hook into.

@@ -7,6 +7,7 @@ use super::cache::Digest;
 use super::chroot::Chroot;
 use super::error::BuildError;
 use super::mirror::Mirror;
+use super::tool::Tool;
 
 /// Changes whenever the code below makes something else of the same inputs.
 const FORMAT: &[u8] = b"1";
@@ -27,6 +28,9 @@ pub struct Distribution {
     pub stub: PathBuf,
     /// The program that puts kernel, initrd and stub together.
     pub ukify: PathBuf,
+    /// Seconds since 1970 when the newest of its archives was released: what is made here is dated with that, and not
+    /// with our own last commit, so that it need not be made again for each of them.
+    pub epoch: u64,
     /// What it all depends on.
     pub key: Digest,
     /// It was there before.
@@ -38,11 +42,11 @@ impl Distribution {
     pub fn make(context: &Context, mirror: &Mirror, releases: &[Vec<u8>]) -> Result<Self, BuildError> {
         let debian = &context.recipe.debian;
         let lines: Vec<_> = mirror.archives.iter().map(super::mirror::Archive::line).collect();
-        let epoch = context.epoch.to_string();
+        let epoch = released(releases)?;
         let inputs = [&debian.packages, &debian.exclude, &lines].into_iter().flatten().map(String::as_bytes);
-        let key = Digest::of([FORMAT, epoch.as_bytes()].into_iter().chain(inputs).chain(releases.iter().map(Vec::as_slice)));
+        let key = Digest::of([FORMAT].into_iter().chain(inputs).chain(releases.iter().map(Vec::as_slice)));
         let entry = context.cache.get("distribution", &key, |folder| {
-            let mut chroot = Chroot::installed(context.epoch)
+            let mut chroot = Chroot::installed(epoch)
                 .arg("--variant=essential")
                 .arg(format!("--include={}", debian.packages.join(",")))
                 .arg("--aptopt=APT::Install-Recommends \"false\";");
@@ -82,8 +86,21 @@ impl Distribution {
             kernel_version,
             stub: entry.folder.join("linuxx64.efi.stub"),
             ukify: entry.folder.join("ukify"),
+            epoch,
             key,
             found: entry.found,
         })
     }
+}
+
+/// When the newest release was made, by its own word.
+fn released(releases: &[Vec<u8>]) -> Result<u64, BuildError> {
+    let mut newest = 0;
+    for release in releases {
+        let text = String::from_utf8_lossy(release);
+        let date = text.lines().find_map(|line| line.strip_prefix("Date: ")).unwrap_or_default();
+        let seconds = Tool::new("date").args(["--utc", "+%s", "--date", date]).output()?;
+        newest = newest.max(String::from_utf8_lossy(&seconds).trim().parse().unwrap_or(0));
+    }
+    Ok(newest)
 }

@@ -62,7 +62,9 @@ pub enum BuildError {
     #[error("neither XDG_CACHE_HOME nor HOME is set; give --cache DIR")]
     NoCacheFolder,
     /// Not in the source.
-    #[error("this is not in the source tree of nemos, so there is nothing to build the package from; go there, or give --package FILE.deb")]
+    #[error(
+        "this is not in the source tree of nemos, so there is nothing to build the package from; go there, or give --package FILE.deb"
+    )]
     NotInSource,
     /// cargo built something else.
     #[error("cargo did not build {0}")]
@@ -74,7 +76,9 @@ pub enum BuildError {
     #[error("the packages of the recipe bring other than one kernel ({0}); name one linux-image package")]
     Kernels(String),
     /// The unified kernel image does not fit.
-    #[error("the unified kernel image does not fit; set esp to {needed_mib} at least in [partitions-mib] of the recipe")]
+    #[error(
+        "the unified kernel image does not fit; set esp to {needed_mib} at least in [partitions-mib] of the recipe"
+    )]
     EspTooSmall {
         /// What it needs.
         needed_mib: u64,

@@ -24,7 +24,10 @@ pub fn state(context: &Context, size: u64, ids: &Ids) -> Result<PathBuf, BuildEr
         .arg("-U")
         .arg(ids.uuid("p.lxstate file system").to_string())
         .arg("-E")
-        .arg(format!("hash_seed={},root_owner=0:0,lazy_itable_init=0,lazy_journal_init=0", ids.uuid("p.lxstate hashes")))
+        .arg(format!(
+            "hash_seed={},root_owner=0:0,lazy_itable_init=0,lazy_journal_init=0",
+            ids.uuid("p.lxstate hashes")
+        ))
         .arg(&image)
         .run()?;
     // Not `mke2fs -d`: it would make whoever builds the owner.

@@ -9,14 +9,13 @@ use rustix::process::geteuid;
 use thiserror::Error;
 
 /// Programs that every build runs, and the Debian packages they come in.
-const PROGRAMS: [(&str, &str); 14] = [
+const PROGRAMS: [(&str, &str); 13] = [
     ("mmdebstrap", "mmdebstrap"),
     ("apt-get", "apt"),
     ("apt-config", "apt"),
     ("dpkg-deb", "dpkg"),
     ("tar", "tar"),
     ("zstd", "zstd"),
-    ("sqfstar", "squashfs-tools"),
     ("mksquashfs", "squashfs-tools"),
     ("veritysetup", "cryptsetup-bin"),
     ("mke2fs", "e2fsprogs"),
@@ -62,7 +61,9 @@ pub enum HostError {
         option: &'static str,
     },
     /// Not enough space.
-    #[error("{path} has {free_mib} MiB free, and the build needs {needed_mib} MiB; free some, or choose another folder with {option}")]
+    #[error(
+        "{path} has {free_mib} MiB free, and the build needs {needed_mib} MiB; free some, or choose another folder with {option}"
+    )]
     Space {
         /// The folder.
         path: PathBuf,
@@ -160,12 +161,12 @@ mod tests {
     #[test]
     fn what_is_missing_is_named_with_what_to_type() {
         let error = HostError::Programs {
-            programs: vec!["sqfstar".into(), "mcopy".into()],
+            programs: vec!["mksquashfs".into(), "mcopy".into()],
             packages: vec!["squashfs-tools".into(), "mtools".into()],
         };
         assert_eq!(
             error.to_string(),
-            "sqfstar, mcopy are not installed; run: sudo apt-get install squashfs-tools mtools"
+            "mksquashfs, mcopy are not installed; run: sudo apt-get install squashfs-tools mtools"
         );
     }
 

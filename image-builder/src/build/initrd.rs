@@ -42,7 +42,7 @@ impl Initrd {
             write_tar(&parts, &added).map_err(BuildError::io("writing", &added))?;
             let plain = context.scratch.join("initrd");
             let dracut = "dracut --quiet --confdir /usr/share/nemos/dracut --no-compress --reproducible";
-            Chroot::unpacked(&distribution.root, context.epoch)
+            Chroot::unpacked(&distribution.root, distribution.epoch)
                 .tar_in(&added)
                 .shell(&format!(r#"chroot "$1" {dracut} /tmp/initrd {}"#, distribution.kernel_version))
                 .download("/tmp/initrd", &plain)
@@ -73,7 +73,9 @@ fn write_cpio(file: &Packed, epoch: u64, archive: File) -> io::Result<()> {
     };
     let mut archive = archive;
     let mut ino = 0;
-    for folder in Path::new(&file.path).ancestors().skip(1).filter(|path| *path != Path::new("")).collect::<Vec<_>>().iter().rev() {
+    for folder in
+        Path::new(&file.path).ancestors().skip(1).filter(|path| *path != Path::new("")).collect::<Vec<_>>().iter().rev()
+    {
         ino += 1;
         archive = entry(&folder.to_string_lossy(), 0o040_755, ino).write(archive, 0).finish()?;
     }

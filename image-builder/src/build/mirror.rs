@@ -84,14 +84,9 @@ impl Mirror {
         let archives = if let Some(uri) = given {
             vec![archive(uri, debian.suite.clone())]
         } else {
-            let format = "$(LABEL)\t$(REPO_URI)";
-            let targets = Tool::new("apt-get").args(["indextargets", "--format", format, "Created-By: Packages"]);
-            let targets = text(targets.output()?);
-            let main = repository(&targets, "Debian").ok_or(MirrorError::None)?;
-            let mut archives = vec![archive(main, debian.suite.clone())];
-            if let Some(security) = repository(&targets, "Debian-Security") {
-                archives.push(archive(security, format!("{}-security", debian.suite)));
-            }
+            let (main, security) = host_repositories()?;
+            let mut archives = vec![archive(&main, debian.suite.clone())];
+            archives.extend(security.map(|uri| archive(&uri, format!("{}-security", debian.suite))));
             archives
         };
         Ok(Mirror { archives, settings })
@@ -131,10 +126,34 @@ fn text(output: Vec<u8>) -> String {
     String::from_utf8_lossy(&output).into_owned()
 }
 
+/// Where the host gets Debian from, and Debian's security updates.
+fn host_repositories() -> Result<(String, Option<String>), MirrorError> {
+    let targets =
+        Tool::new("apt-get").args(["indextargets", "--format", "$(LABEL)\t$(REPO_URI)", "Created-By: Packages"]);
+    let targets = text(targets.output()?);
+    if let Some(main) = by_label(&targets, "Debian") {
+        return Ok((main, by_label(&targets, "Debian-Security")));
+    }
+    // apt knows a label only after its first update; what it would fetch then, it can tell.
+    let os_release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let codename = os_release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME=")).unwrap_or("stable");
+    let uris = text(Tool::new("apt-get").args(["update", "--print-uris"]).output()?);
+    let main = by_release(&uris, &format!("{codename}-updates")).or_else(|| by_release(&uris, codename));
+    Ok((main.ok_or(MirrorError::None)?, by_release(&uris, &format!("{codename}-security"))))
+}
+
 /// The address of the first repository with that label.
-fn repository<'a>(targets: &'a str, label: &str) -> Option<&'a str> {
+fn by_label(targets: &str, label: &str) -> Option<String> {
     let named = targets.lines().filter_map(|line| line.split_once('\t'));
-    named.filter(|(known, _)| *known == label).map(|(_, uri)| uri.trim_end_matches('/')).find(|uri| !uri.is_empty())
+    let mut uris = named.filter(|(known, _)| *known == label).map(|(_, uri)| uri.trim_end_matches('/'));
+    uris.find(|uri| !uri.is_empty()).map(str::to_owned)
+}
+
+/// The address of the first repository with that release. Third parties name theirs after Debian's, but have no updates.
+fn by_release(uris: &str, release: &str) -> Option<String> {
+    let end = format!("/dists/{release}/InRelease");
+    let first = |line: &str| line.split('\'').nth(1)?.strip_suffix(&end).map(str::to_owned);
+    uris.lines().find_map(first)
 }
 
 fn settings(dump: &str) -> Vec<String> {
@@ -152,9 +171,18 @@ mod tests {
     fn the_hosts_mirror_is_found_by_its_label() {
         let targets = "Debian Backports\thttp://b.example/debian/\nDebian\thttp://m.example/debian/\n\
                        Debian-Security\thttp://s.example/debian-security/\n";
-        assert_eq!(repository(targets, "Debian"), Some("http://m.example/debian"));
-        assert_eq!(repository(targets, "Debian-Security"), Some("http://s.example/debian-security"));
-        assert_eq!(repository("\thttp://never-updated.example/\n", "Debian"), None);
+        assert_eq!(by_label(targets, "Debian").as_deref(), Some("http://m.example/debian"));
+        assert_eq!(by_label(targets, "Debian-Security").as_deref(), Some("http://s.example/debian-security"));
+        assert_eq!(by_label(targets, "Ubuntu"), None);
+    }
+
+    #[test]
+    fn before_the_first_update_it_is_found_by_its_release() {
+        let uris = "'https://third.example/linux/debian/dists/bookworm/InRelease' third_InRelease 0 \n\
+                    'http://m.example/debian/dists/bookworm/InRelease' m_InRelease 0 \n\
+                    'http://m.example/debian/dists/bookworm-updates/InRelease' m-updates_InRelease 0 \n";
+        assert_eq!(by_release(uris, "bookworm-updates").as_deref(), Some("http://m.example/debian"));
+        assert_eq!(by_release(uris, "trixie"), None);
     }
 
     #[test]

@@ -33,17 +33,17 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use nemos_model::partitions::Partition;
 
-pub use self::error::BuildError;
-pub use self::package::{PackageArgs, build_package};
-pub use self::tool::{Tool, ToolError};
-pub use self::uki::REMOVABLE_PATH;
 use self::cache::{Cache, Digest};
 use self::distribution::Distribution;
+pub use self::error::BuildError;
 use self::ids::Ids;
 use self::initrd::Initrd;
 use self::mirror::Mirror;
+pub use self::package::{PackageArgs, build_package};
 use self::progress::{Progress, mib};
 use self::root::Root;
+pub use self::tool::{Tool, ToolError};
+pub use self::uki::REMOVABLE_PATH;
 use crate::layout::Layout;
 use crate::recipe::Recipe;
 
@@ -175,7 +175,8 @@ fn make(args: &BuildArgs, context: &Context, recipe_text: &str, progress: &Progr
     })?;
     let deb_digest = Digest::of_file(&deb).map_err(BuildError::io("reading", &deb))?;
     let epoch = context.epoch.to_le_bytes();
-    let inputs = [&epoch, distribution.key.0.as_slice(), &deb_digest.0, recipe_text.as_bytes(), context.profile.as_bytes()];
+    let inputs =
+        [&epoch, distribution.key.0.as_slice(), &deb_digest.0, recipe_text.as_bytes(), context.profile.as_bytes()];
     let ids = Ids::new(Digest::of(inputs));
     let root = progress.step("root", || {
         let made = Root::make(context, &distribution, &deb, &ids)?;

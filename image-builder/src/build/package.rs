@@ -14,8 +14,11 @@ use super::tool::{Tool, ToolError};
 use super::{create_parent, epoch, write};
 
 /// Programs, the packages of cargo that make them, and where they are installed.
-const PROGRAMS: [(&str, &str); 3] =
-    [("nemosd", "usr/libexec/nemosd"), ("nemosctl", "usr/bin/nemosctl"), ("nemos-initrd", "usr/lib/nemos/nemos-initrd")];
+const PROGRAMS: [(&str, &str); 3] = [
+    ("nemosd", "usr/libexec/nemosd"),
+    ("nemosctl", "usr/bin/nemosctl"),
+    ("nemos-initrd", "usr/lib/nemos/nemos-initrd"),
+];
 
 /// Where the package has the initrd's program.
 pub const INITRD_PROGRAM: &str = "usr/lib/nemos/nemos-initrd";
@@ -133,7 +136,8 @@ fn compile(source: &Path) -> Result<BTreeMap<String, PathBuf>, BuildError> {
         .arg(source.join("Cargo.toml"))
         .args(PROGRAMS.iter().flat_map(|(package, _)| ["--package", package]))
         .output()?;
-    let messages = output.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice::<serde_json::Value>(line).ok());
+    let messages =
+        output.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice::<serde_json::Value>(line).ok());
     Ok(messages
         .filter_map(|message| {
             let name = message.pointer("/target/name")?.as_str()?.to_owned();
@@ -175,7 +179,8 @@ fn write_control(tree: &Path, version: &str) -> Result<(), BuildError> {
     for (name, text, mode) in [("control", control, 0o644)].into_iter().chain(scripts) {
         let path = tree.join("DEBIAN").join(name);
         write(&path, &text)?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).map_err(BuildError::io("giving a mode to", &path))?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode))
+            .map_err(BuildError::io("giving a mode to", &path))?;
     }
     Ok(())
 }

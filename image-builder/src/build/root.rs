@@ -36,11 +36,15 @@ impl Root {
         let os_release = os_release(context, ids);
         let file = context.scratch.join("root.squashfs");
         let script = customization(context, &os_release);
+        let epoch = context.epoch.to_string();
         let level = context.recipe.squashfs.zstd_level.to_string();
-        let squashfs = Tool::new("sqfstar")
-            .env("SOURCE_DATE_EPOCH", context.epoch.to_string())
-            .args(["-quiet", "-no-progress", "-exit-on-error", "-comp", "zstd", "-Xcompression-level", &level])
-            .arg(&file);
+        let squashfs = Tool::new("mksquashfs")
+            .env("SOURCE_DATE_EPOCH", &epoch)
+            .arg("-")
+            .arg(&file)
+            // The archive's entry for the root itself has no name, and is ignored.
+            .args(["-root-mode", "0755", "-root-uid", "0", "-root-gid", "0", "-root-time", &epoch])
+            .args(["-tar", "-quiet", "-no-progress", "-exit-on-error", "-comp", "zstd", "-Xcompression-level", &level]);
         Chroot::unpacked(&distribution.root, context.epoch)
             .upload(deb, "/tmp/nemos.deb")
             .shell(&script)
@@ -114,7 +118,9 @@ fn customization(context: &Context, os_release: &str) -> String {
     for name in &recipe.units.mask {
         // A generator is masked in its own folder.
         let folder = if name.contains('.') { "system" } else { "system-generators" };
-        line(format!("mkdir -p \"$root/etc/systemd/{folder}\"\nln -sf /dev/null \"$root/etc/systemd/{folder}/{name}\""));
+        line(format!(
+            "mkdir -p \"$root/etc/systemd/{folder}\"\nln -sf /dev/null \"$root/etc/systemd/{folder}/{name}\""
+        ));
     }
     for folder in FOLDERS.into_iter().chain(Partition::ALL.into_iter().filter_map(Partition::mount_point)) {
         line(format!("mkdir -p \"$root{folder}\""));

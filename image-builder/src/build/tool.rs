@@ -39,6 +39,8 @@ pub enum ToolError {
         status: ExitStatus,
         /// The line of its stderr that says most.
         said: String,
+        /// Nobody read what it wrote.
+        broken_pipe: bool,
     },
     /// Its input or output broke.
     #[error("talking to {program}: {source}")]
@@ -164,17 +166,12 @@ impl Tool {
             Some(stdout) => reader.stdin(stdout).spawn(),
             None => reader.spawn(),
         };
-        // Who fails first makes the other fail with a broken pipe: the reader's own failure says more.
         let read = reading.and_then(Running::wait);
         let written = writing.wait();
         match (read, written) {
-            (Err(ToolError::Interrupted), _) | (_, Err(ToolError::Interrupted)) => Err(ToolError::Interrupted),
-            (Ok(()), written) => written,
-            (Err(read), Err(written)) if !matches!(&written, ToolError::Failed { said, .. } if said.contains("pipe")) => {
-                let _ = read;
-                Err(written)
-            }
-            (Err(read), _) => Err(read),
+            // Who fails makes the other fail as well, and a broken pipe tells which of them was the other.
+            (Err(read), Err(ToolError::Failed { broken_pipe: true, .. })) => Err(read),
+            (read, written) => written.and(read),
         }
     }
 
@@ -182,10 +179,8 @@ impl Tool {
         self.command.stderr(Stdio::piped());
         let mut leaders = lock();
         interruption()?;
-        let mut child = self
-            .command
-            .spawn()
-            .map_err(|source| ToolError::NotStarted { program: self.program.clone(), source })?;
+        let mut child =
+            self.command.spawn().map_err(|source| ToolError::NotStarted { program: self.program.clone(), source })?;
         let leader = Pid::from_child(&child);
         leaders.push(leader);
         drop(leaders);
@@ -211,7 +206,8 @@ impl Running {
         if status.success() {
             return Ok(());
         }
-        Err(ToolError::Failed { program: self.program, status, said: telling_line(&said).to_owned() })
+        let broken_pipe = said.contains("Broken pipe");
+        Err(ToolError::Failed { program: self.program, status, said: telling_line(&said).to_owned(), broken_pipe })
     }
 }
 

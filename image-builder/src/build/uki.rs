@@ -27,7 +27,12 @@ pub fn command_line(root: &Root, words: &[String]) -> String {
 }
 
 /// Puts it together.
-pub fn make(context: &Context, distribution: &Distribution, initrd: &Initrd, root: &Root) -> Result<PathBuf, BuildError> {
+pub fn make(
+    context: &Context,
+    distribution: &Distribution,
+    initrd: &Initrd,
+    root: &Root,
+) -> Result<PathBuf, BuildError> {
     let uki = context.scratch.join("uki.efi");
     let os_release = context.scratch.join("os-release");
     super::write(&os_release, &root.os_release)?;

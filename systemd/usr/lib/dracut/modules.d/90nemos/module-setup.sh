@@ -4,7 +4,7 @@
 # Asked for by name only (see /usr/share/nemos/dracut): on a machine that is not a nemos device it would not boot.
 
 check() {
-    require_binaries mkfs.xfs mkfs.ext4 dmsetup blkid || return 1
+    require_binaries mkfs.xfs mkfs.ext4 dmsetup blkid veritysetup || return 1
     return 255
 }
 
@@ -36,9 +36,10 @@ install() {
 
     inst_rules 55-dm.rules 60-persistent-storage-dm.rules 95-dm-notify.rules
 
-    # The builder adds the program behind a cached initrd, so that a new program costs no new run of dracut; its
-    # libraries are therefore named here as well.
-    inst_libdir_file "libcryptsetup.so.*" "libdevmapper.so.*" "libblkid.so.*" "libgcc_s.so.*"
+    # The builder adds the program behind a cached initrd, so that a new program costs no new run of dracut. Its libraries
+    # must be in here without it: veritysetup brings libcryptsetup and all that libcryptsetup needs.
+    inst_multiple veritysetup
+    inst_libdir_file "libgcc_s.so.*"
     inst_multiple -o /usr/lib/nemos/nemos-initrd
 
     inst_simple "$moddir/nemos-initrd.service" "$systemdsystemunitdir/nemos-initrd.service"
