@@ -7,7 +7,7 @@ compile_packages=(gcc git libc6-dev libblkid-dev libclang-dev libcryptsetup-dev 
 image_packages=(cryptsetup-bin debian-archive-keyring dosfstools e2fsprogs mmdebstrap mtools ovmf python3
                 python3-pefile qemu-system-x86 qemu-utils squashfs-tools uidmap zstd)
 # What the tests run besides.
-test_packages=(dbus dmsetup gdisk kmod mount shellcheck user-mode-linux xfsprogs)
+test_packages=(dbus dmsetup fdisk gdisk kmod mount shellcheck user-mode-linux xfsprogs)
 
 # Debian 13's kernel crashes under older ones, when there is no KVM.
 qemu_least=1:10.0
@@ -51,13 +51,14 @@ archives() {
         awk '{ print $1, $2; print $1, $3 }' | sort --unique
 }
 
-# The apt source of a release of newer versions, from the mirror that is configured; nothing, if apt has it already.
+# The apt source of a release of newer versions, from the mirror that is configured, its lines quoted for a shell;
+# nothing, if apt has it already.
 backports_source() {
     local backports=$1 mirror
     if ! archives | grep --quiet " $backports\$"; then
         mirror=$(archives | sed --quiet "s/ $VERSION_CODENAME\$//p" | head --lines 1)
-        [ -n "$mirror" ] || die "apt is configured with no mirror of $VERSION_CODENAME to take $backports from"
-        printf '%s\n' 'Types: deb' "URIs: $mirror" "Suites: $backports" 'Components: main' \
+        [ -n "$mirror" ] || die "apt has no mirror of $VERSION_CODENAME to take $backports from; as root: apt-get update"
+        printf "'%s' " 'Types: deb' "URIs: $mirror" "Suites: $backports" 'Components: main' \
             'Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg'
     fi
 }
@@ -65,36 +66,52 @@ backports_source() {
 # Installs what is missing of the packages given. $1 is how root is become (`sudo`), or empty: then only root installs,
 # and others are told what is to be done.
 install_missing() {
-    local sudo=$1 backports=$VERSION_CODENAME-backports source='' file=/etc/apt/sources.list.d/nemos-backports.sources
+    local sudo=$1
     shift
-    local -a missing plain qemu
+    local -a missing
     mapfile -t missing < <(missing_packages "$@")
     [ "${#missing[@]}" -gt 0 ] || return 0
-    mapfile -t plain < <(printf '%s\n' "${missing[@]}" | grep --invert-match '^qemu-')
-    mapfile -t qemu < <(printf '%s\n' "${missing[@]}" | grep '^qemu-')
-
-    local -a steps=('apt-get update')
-    [ "${#plain[@]}" -eq 0 ] || steps+=("apt-get install --no-install-recommends ${plain[*]}")
-    if [ "${#qemu[@]}" -gt 0 ] && [ "$VERSION_CODENAME" = bookworm ]; then
-        source=$(backports_source "$backports") || exit
-        qemu=(--target-release "$backports" "${qemu[@]}")
-    fi
-    [ "${#qemu[@]}" -eq 0 ] || steps+=("apt-get install --no-install-recommends ${qemu[*]}")
-
     if is_root; then
         sudo=
     elif [ -z "$sudo" ]; then
+        sudo=tell
         say 'packages are missing; as root, run:'
-        [ -z "$source" ] || printf "cat > %s <<'EOF'\n%s\nEOF\n" "$file" "$source" >&2
-        printf '%s\n' "${steps[@]}" >&2
-        exit 1
     fi
-    say "installing ${missing[*]}"
-    [ -z "$source" ] || printf '%s\n' "$source" | $sudo tee "$file" >/dev/null
-    local step
-    for step in "${steps[@]}"; do
-        $sudo sh -c "DEBIAN_FRONTEND=noninteractive $step --yes --quiet" || die "\`$step\` failed"
-    done
+    install_packages "${missing[@]}"
+    [ "$sudo" != tell ] || exit 1
+}
+
+# Installs packages, or tells how; QEMU for Debian 12 comes from its backports.
+install_packages() {
+    local file=/etc/apt/sources.list.d/nemos-backports.sources backports=$VERSION_CODENAME-backports source
+    local -a plain qemu
+    mapfile -t plain < <(printf '%s\n' "$@" | grep --invert-match '^qemu-')
+    mapfile -t qemu < <(printf '%s\n' "$@" | grep '^qemu-')
+    # apt knows what its archives are called once it has asked them.
+    root_does 'apt-get update --quiet'
+    if [ "${#plain[@]}" -gt 0 ]; then
+        root_does "apt-get install --yes --quiet --no-install-recommends ${plain[*]}"
+    fi
+    if [ "${#qemu[@]}" -gt 0 ] && [ "$VERSION_CODENAME" = bookworm ]; then
+        source=$(backports_source "$backports") || exit
+        if [ -n "$source" ]; then
+            root_does "printf '%s\\n' $source > $file"
+            root_does 'apt-get update --quiet'
+        fi
+        qemu=(--target-release "$backports" "${qemu[@]}")
+    fi
+    if [ "${#qemu[@]}" -gt 0 ]; then
+        root_does "apt-get install --yes --quiet --no-install-recommends ${qemu[*]}"
+    fi
+}
+
+# Runs a line of shell as root, or prints it, as install_missing decided.
+root_does() {
+    if [ "$sudo" = tell ]; then
+        printf '    %s\n' "$1" >&2
+    else
+        $sudo env DEBIAN_FRONTEND=noninteractive sh -c "$1" || die "\`$1\` failed"
+    fi
 }
 
 check_rust() {

@@ -46,12 +46,12 @@ pub fn preloaded(context: &Context) -> Result<PathBuf, BuildError> {
     let folder = context.scratch.join("preloaded");
     fs::create_dir(&folder).map_err(BuildError::io("making", &folder))?;
     let image = context.scratch.join("preloaded.squashfs");
-    let epoch = context.epoch.to_string();
+    // Not by options: mksquashfs refuses them if the variable is set, and a user may have set it.
     Tool::new("mksquashfs")
+        .env("SOURCE_DATE_EPOCH", context.epoch.to_string())
         .arg(&folder)
         .arg(&image)
         .args(["-quiet", "-no-progress", "-comp", "zstd", "-all-root", "-root-mode", "0755"])
-        .args(["-mkfs-time", &epoch, "-all-time", &epoch])
         .run()?;
     Ok(image)
 }
