@@ -63,6 +63,7 @@ install() {
     inst_simple "$moddir/no-fstab.conf" "$systemdsystemunitdir/initrd-parse-etc.service.d/no-fstab.conf"
 
     inst_simple "$moddir/modules-load.conf" /usr/lib/modules-load.d/nemos.conf
+    inst_simple "$moddir/no-audit.conf" "$systemdutildir/journald.conf.d/nemos.conf"
 
     # The demo key is public. Without a newline: the passphrase is exactly these bytes.
     mkdir -p "$initdir/etc/cryptsetup-keys.d"
