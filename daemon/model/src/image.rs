@@ -2,9 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Where the verified root keeps os-release. The one that the running system sees lies on the overlay, where it can be
-/// changed.
-pub const OS_RELEASE: &str = "/run/nemos/root/usr/lib/os-release";
+/// Where a root has os-release. Read it below [`LOWER_MOUNT`](crate::overlay::LOWER_MOUNT), which is verified: what the
+/// running system sees lies on the overlay, where it can be changed.
+pub const OS_RELEASE: &str = "usr/lib/os-release";
 
 /// An image, by name.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]

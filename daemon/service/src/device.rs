@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use nemos_host::state::{StateError, Store};
 use nemos_model::image::{Image, OS_RELEASE};
+use nemos_model::overlay::LOWER_MOUNT;
 use nemos_model::partitions::Partition;
 use nemos_model::stack::Observed;
 use nemos_model::state::DeviceState;
@@ -51,7 +52,8 @@ impl ThisDevice {
 
 impl Device for ThisDevice {
     fn image(&self) -> Image {
-        Image::parse(&fs::read_to_string(OS_RELEASE).unwrap_or_default())
+        let os_release = Path::new(LOWER_MOUNT).join(OS_RELEASE);
+        Image::parse(&fs::read_to_string(os_release).unwrap_or_default())
     }
 
     fn boot_id(&self) -> String {

@@ -27,24 +27,27 @@ impl Reset {
         Reset { service }
     }
 
+    /// Takes a request, and gives back its job and whether the caller wants a reboot. Notes the caller's label as its own.
     async fn take(
         &self,
         call: &Header<'_>,
-        caller: Requester,
+        caller: &mut Requester,
         scope: &str,
-        options: RequestOptions,
-    ) -> Result<Job, Error> {
+        options: Dictionary,
+    ) -> Result<(Job, bool), Error> {
         let scope: Scope = scope.parse()?;
-        let Scope::Factory = scope;
-        self.service.gate.admit(call, &caller, action::RESET_FACTORY).await?;
-        let request = Request {
-            scope,
-            not_before: options.not_before(),
-            reboot: options.reboot.unwrap_or_default(),
-            key: options.key,
-            by: caller,
-        };
-        self.service.desk.request(request, options.plan).await
+        let options = RequestOptions::parse(options)?;
+        caller.label.clone_from(&options.label);
+        self.service.gate.admit(call, caller, action_for(scope)).await?;
+        let reboot = options.reboot.unwrap_or_default();
+        let request = Request { scope, by: caller.clone(), not_before: options.not_before(), reboot, key: options.key };
+        Ok((self.service.desk.request(request, options.plan).await?, reboot))
+    }
+}
+
+const fn action_for(scope: Scope) -> &'static str {
+    match scope {
+        Scope::Factory => action::RESET_FACTORY,
     }
 }
 
@@ -68,14 +71,9 @@ impl Reset {
     ) -> Result<ResponseDispatchNotifier<OwnedObjectPath>, Error> {
         let action = action::RESET_FACTORY;
         let mut caller = self.service.gate.caller(&call).await.inspect_err(|error| journal::stranger(action, error))?;
-        let options =
-            RequestOptions::parse(options).inspect_err(|error| journal::request(action, &caller, Err(error)))?;
-        caller.label.clone_from(&options.label);
-        let reboot = options.reboot.unwrap_or_default();
-        let taken = self.take(&call, caller.clone(), scope, options).await;
-        journal::request(action, &caller, taken.as_ref().map(|job| job.id));
-
-        let taken = taken?;
+        let taken = self.take(&call, &mut caller, scope, options).await;
+        journal::request(action, &caller, taken.as_ref().map(|(job, _)| job.id));
+        let (taken, reboot) = taken?;
         job::serve(objects, &self.service, taken.id).await?;
         let (reply, sent) = ResponseDispatchNotifier::new(path(taken.id));
         if reboot && taken.state == JobState::WaitingForReboot {
