@@ -3,7 +3,10 @@
 #![forbid(unsafe_code)]
 
 pub mod build;
+pub mod image;
+pub mod inspect;
 pub mod layout;
 pub mod recipe;
 pub mod run;
+pub mod verify;
 pub mod vm;

@@ -2,12 +2,15 @@
 
 #![forbid(unsafe_code)]
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use nemos_image::build::{BuildArgs, BuildError, PackageArgs, build, build_package};
+use nemos_image::inspect::{InspectArgs, inspect};
 use nemos_image::recipe::RecipeError;
 use nemos_image::run::{RunArgs, run};
+use nemos_image::verify::{VerifyArgs, verify};
 
 /// Builds the nemos reference disk image, looks into it, checks it, and runs it in QEMU
 #[derive(Debug, Parser)]
@@ -22,6 +25,8 @@ enum Command {
     Build(BuildArgs),
     Package(PackageArgs),
     Run(RunArgs),
+    Inspect(InspectArgs),
+    Verify(VerifyArgs),
 }
 
 /// A command line that asks for what there is not.
@@ -44,5 +49,14 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Build(args) => build(&args).map(|_| ExitCode::SUCCESS).map_err(Into::into),
         Command::Package(args) => build_package(&args).map(|_| ExitCode::SUCCESS).map_err(Into::into),
         Command::Run(args) => Ok(run(args)?),
+        Command::Inspect(args) => {
+            // A reader that has seen enough is no failure.
+            let _ = io::stdout().write_all(inspect(&args)?.as_bytes());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Verify(args) => {
+            let sound = verify(&args, |line| drop(writeln!(io::stdout(), "{line}")))?;
+            Ok(if sound { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
     }
 }

@@ -59,7 +59,7 @@ impl Chroot {
     }
 
     /// What to run, with the root as a tar archive on stdout.
-    pub fn as_tar(self) -> Tool {
+    pub fn kept(self) -> Tool {
         self.tool.args(["--format=tar", "", "-"])
     }
 

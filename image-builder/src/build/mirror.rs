@@ -73,32 +73,10 @@ impl Archive {
     pub fn line(&self) -> String {
         format!("deb {} {} {}", self.uri, self.suite, self.components.join(" "))
     }
-}
 
-impl Mirror {
-    /// The mirror that was given, or else the host's.
-    pub fn find(given: Option<&str>, debian: &Debian) -> Result<Self, MirrorError> {
-        let archive =
-            |uri: &str, suite: String| Archive { uri: uri.to_owned(), suite, components: debian.components.clone() };
-        let settings = settings(&text(Tool::new("apt-config").arg("dump").output()?));
-        let archives = if let Some(uri) = given {
-            vec![archive(uri, debian.suite.clone())]
-        } else {
-            let (main, security) = host_repositories()?;
-            let mut archives = vec![archive(&main, debian.suite.clone())];
-            archives.extend(security.map(|uri| archive(&uri, format!("{}-security", debian.suite))));
-            archives
-        };
-        Ok(Mirror { archives, settings })
-    }
-
-    /// Asks every archive what it has; the answer changes whenever a package does.
-    pub fn releases(&self, scratch: &Path) -> Result<Vec<Vec<u8>>, MirrorError> {
-        self.archives.iter().map(|archive| self.release(archive, scratch)).collect()
-    }
-
-    fn release(&self, archive: &Archive, scratch: &Path) -> Result<Vec<u8>, MirrorError> {
-        let Archive { uri, suite, .. } = archive;
+    /// Asks for the release file.
+    fn release(&self, scratch: &Path) -> Result<Vec<u8>, MirrorError> {
+        let Archive { uri, suite, .. } = self;
         let file = scratch.join("InRelease");
         let asked = Tool::new(APT_HELPER)
             .args(["-o", "Acquire::Retries=0"])
@@ -122,22 +100,45 @@ impl Mirror {
     }
 }
 
-fn text(output: Vec<u8>) -> String {
-    String::from_utf8_lossy(&output).into_owned()
+impl Mirror {
+    /// The mirror that was given, or else the host's.
+    pub fn find(given: Option<&str>, debian: &Debian) -> Result<Self, MirrorError> {
+        let archive =
+            |uri: &str, suite: String| Archive { uri: uri.to_owned(), suite, components: debian.components.clone() };
+        let settings = settings(&text(&Tool::new("apt-config").arg("dump").output()?));
+        let archives = if let Some(uri) = given {
+            vec![archive(uri, debian.suite.clone())]
+        } else {
+            let (main, security) = host_repositories()?;
+            let mut archives = vec![archive(&main, debian.suite.clone())];
+            archives.extend(security.map(|uri| archive(&uri, format!("{}-security", debian.suite))));
+            archives
+        };
+        Ok(Mirror { archives, settings })
+    }
+
+    /// Asks every archive what it has; the answer changes whenever a package does.
+    pub fn releases(&self, scratch: &Path) -> Result<Vec<Vec<u8>>, MirrorError> {
+        self.archives.iter().map(|archive| archive.release(scratch)).collect()
+    }
+}
+
+fn text(output: &[u8]) -> String {
+    String::from_utf8_lossy(output).into_owned()
 }
 
 /// Where the host gets Debian from, and Debian's security updates.
 fn host_repositories() -> Result<(String, Option<String>), MirrorError> {
     let targets =
         Tool::new("apt-get").args(["indextargets", "--format", "$(LABEL)\t$(REPO_URI)", "Created-By: Packages"]);
-    let targets = text(targets.output()?);
+    let targets = text(&targets.output()?);
     if let Some(main) = by_label(&targets, "Debian") {
         return Ok((main, by_label(&targets, "Debian-Security")));
     }
     // apt knows a label only after its first update; what it would fetch then, it can tell.
     let os_release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
     let codename = os_release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME=")).unwrap_or("stable");
-    let uris = text(Tool::new("apt-get").args(["update", "--print-uris"]).output()?);
+    let uris = text(&Tool::new("apt-get").args(["update", "--print-uris"]).output()?);
     let main = by_release(&uris, &format!("{codename}-updates")).or_else(|| by_release(&uris, codename));
     Ok((main.ok_or(MirrorError::None)?, by_release(&uris, &format!("{codename}-security"))))
 }

@@ -48,7 +48,7 @@ impl Root {
         Chroot::unpacked(&distribution.root, context.epoch)
             .upload(deb, "/tmp/nemos.deb")
             .shell(&script)
-            .as_tar()
+            .kept()
             .pipe_into(squashfs)?;
         let size = fs::metadata(&file).map_err(BuildError::io("reading", &file))?.len();
         let hash = append_hash_tree(context, &file, size, ids)?;

@@ -47,8 +47,8 @@ pub fn write(disk: &mut (impl io::Read + Write + Seek), layout: &Layout, ids: &I
 }
 
 /// The first sector. sgdisk's own rule: the cover first, so that who looks for a GPT finds it.
-fn hybrid_mbr(extents: &[Extent]) -> [u8; SECTOR as usize] {
-    let mut mbr = [0; SECTOR as usize];
+fn hybrid_mbr(extents: &[Extent]) -> [u8; 512] {
+    let mut mbr = [0; 512];
     let shown = &extents[..MIRRORED.min(extents.len())];
     let first = shown.first().map_or(u64::MAX, Extent::first_sector);
     let mut entries = vec![entry(COVER, 1, first - 1)];
@@ -109,10 +109,10 @@ mod tests {
     #[test]
     fn the_mbr_is_the_one_that_sgdisk_makes() {
         let (file, _) = written();
-        let mut ours = [0; SECTOR as usize];
+        let mut ours = [0; 512];
         File::open(file.path()).and_then(|mut disk| disk.read_exact(&mut ours)).expect("our MBR");
         Tool::new("sgdisk").args(["-h", "1:2:3"]).arg(file.path()).output().expect("sgdisk runs");
-        let mut theirs = [0; SECTOR as usize];
+        let mut theirs = [0; 512];
         File::open(file.path()).and_then(|mut disk| disk.read_exact(&mut theirs)).expect("their MBR");
         assert_eq!(ours[446..], theirs[446..]);
     }

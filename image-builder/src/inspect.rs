@@ -1,0 +1,217 @@
+//! `nemos-image inspect`: what is on a disk.
+
+use std::fmt::{self, Write as _};
+use std::path::PathBuf;
+
+use clap::Args;
+use nemos_model::partitions::Partition;
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::image::squashfs::{self, Superblock};
+use crate::image::{Found, Image, ImageError, verity};
+
+/// Show what is on a disk image
+#[derive(Debug, Clone, Args)]
+pub struct InspectArgs {
+    /// Disk image to look into
+    pub disk: PathBuf,
+
+    /// As one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What is on a disk.
+#[derive(Debug, Serialize)]
+pub struct Inventory {
+    image: Option<String>,
+    version: Option<String>,
+    build: Option<String>,
+    size: u64,
+    disk_guid: Option<Uuid>,
+    partitions: Vec<Row>,
+    kernel: Kernel,
+    root: Root,
+    packages: Vec<Package>,
+}
+
+#[derive(Debug, Serialize)]
+struct Row {
+    number: usize,
+    label: &'static str,
+    guid: Uuid,
+    start: u64,
+    size: u64,
+    /// What its first bytes show.
+    content: &'static str,
+}
+
+#[derive(Debug, Serialize)]
+struct Kernel {
+    version: Option<String>,
+    command_line: String,
+    root_hash: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Root {
+    compression: &'static str,
+    inodes: u32,
+    size: u64,
+    hash_tree_size: u64,
+    verity_uuid: Option<Uuid>,
+    salt: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Package {
+    name: String,
+    version: String,
+}
+
+/// Looks into a disk; the text for the terminal is returned.
+pub fn inspect(args: &InspectArgs) -> Result<String, ImageError> {
+    let inventory = Inventory::of(&Image::open(&args.disk)?)?;
+    if args.json {
+        let mut text = serde_json::to_string_pretty(&inventory).unwrap_or_default();
+        text.push('\n');
+        return Ok(text);
+    }
+    Ok(inventory.to_string())
+}
+
+impl Inventory {
+    /// Of a disk.
+    pub fn of(image: &Image) -> Result<Self, ImageError> {
+        let uki = image.uki()?;
+        let field = |name| uki.field(name).map(str::to_owned);
+        Ok(Inventory {
+            image: field("IMAGE_ID"),
+            version: field("IMAGE_VERSION"),
+            build: field("BUILD_ID"),
+            size: image.size(),
+            disk_guid: image.table().map(|table| Uuid::from_bytes_le(table.header.disk_guid)),
+            partitions: (1..)
+                .zip(image.partitions())
+                .map(|(number, found)| row(image, number, found))
+                .collect::<Result<_, _>>()?,
+            kernel: Kernel {
+                version: uki.kernel.clone(),
+                root_hash: uki.word("roothash").map(str::to_owned),
+                command_line: uki.command_line,
+            },
+            root: root(image)?,
+            packages: packages(&image.root_file("var/lib/dpkg/status")?),
+        })
+    }
+}
+
+fn row(image: &Image, number: usize, found: Found) -> Result<Row, ImageError> {
+    let Found { partition, guid, start, size } = found;
+    Ok(Row { number, label: partition.label(), guid, start, size, content: content(&image.read(start)?) })
+}
+
+fn root(image: &Image) -> Result<Root, ImageError> {
+    let found = image.require(Partition::Readonly)?;
+    let superblock = image.read::<{ squashfs::SUPERBLOCK }>(found.start)?;
+    let Ok(superblock) = Superblock::parse(&superblock) else {
+        return Ok(Root { compression: "none", inodes: 0, size: 0, hash_tree_size: 0, verity_uuid: None, salt: None });
+    };
+    let hashes = found.start + superblock.bytes_used.next_multiple_of(verity::BLOCK);
+    let tree = verity::Superblock::parse(&image.read(hashes)?).ok();
+    Ok(Root {
+        compression: superblock.compression_name(),
+        inodes: superblock.inodes,
+        size: superblock.bytes_used,
+        hash_tree_size: tree.as_ref().map_or(0, verity::Superblock::size),
+        verity_uuid: tree.as_ref().map(|tree| tree.uuid),
+        salt: tree.map(|tree| hex(&tree.salt)),
+    })
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// What the first bytes of a partition show.
+fn content(start: &[u8; 2048]) -> &'static str {
+    match start {
+        start if start.starts_with(b"hsqs") => "squashfs",
+        start if start.starts_with(b"XFSB") => "xfs",
+        start if start.starts_with(b"LUKS\xba\xbe") => "LUKS",
+        start if start[0x438..0x43a] == [0x53, 0xef] => "ext4",
+        start if start[82..87] == *b"FAT32" => "vfat",
+        start if start.iter().all(|byte| *byte == 0) => "empty",
+        _ => "unknown",
+    }
+}
+
+/// Installed packages, by dpkg's own book.
+fn packages(status: &str) -> Vec<Package> {
+    let package = |paragraph: &str| {
+        let field = |name: &str| paragraph.lines().find_map(|line| line.strip_prefix(name)).map(str::to_owned);
+        let installed = field("Status: ")?.ends_with(" installed");
+        installed.then_some(Package { name: field("Package: ")?, version: field("Version: ")? })
+    };
+    let mut packages: Vec<_> = status.split("\n\n").filter_map(package).collect();
+    packages.sort_by(|one, other| one.name.cmp(&other.name));
+    packages
+}
+
+fn mib(bytes: u64) -> String {
+    let tenths = bytes.saturating_mul(10) >> 20;
+    format!("{}.{} MiB", tenths / 10, tenths % 10)
+}
+
+impl fmt::Display for Inventory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let known = |value: &Option<String>| value.as_deref().unwrap_or("unknown").to_owned();
+        writeln!(f, "{} {}, build {}", known(&self.image), known(&self.version), known(&self.build))?;
+        let guid = self.disk_guid.map_or("unknown".into(), |guid| guid.to_string());
+        writeln!(f, "disk       {}, GUID {guid}\n", mib(self.size))?;
+        for row in &self.partitions {
+            let Row { number, label, guid, size, content, .. } = row;
+            writeln!(f, "{number}  {label:<17} {:>10}  {content:<8}  {guid}", mib(*size))?;
+        }
+        let Root { compression, inodes, size, hash_tree_size, .. } = self.root;
+        writeln!(f, "\nroot       squashfs {compression}, {}, {inodes} inodes", mib(size))?;
+        writeln!(f, "hash tree  {}, salt {}", mib(hash_tree_size), known(&self.root.salt))?;
+        writeln!(f, "root hash  {}", known(&self.kernel.root_hash))?;
+        writeln!(f, "kernel     {}", known(&self.kernel.version))?;
+        writeln!(f, "           {}\n", self.kernel.command_line)?;
+        writeln!(f, "{} packages", self.packages.len())?;
+        for Package { name, version } in &self.packages {
+            writeln!(f, "  {name:<32} {version}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_installed_is_listed() {
+        let status = "Package: xfsprogs\nStatus: install ok installed\nVersion: 6.13\n\n\
+                      Package: gone\nStatus: deinstall ok config-files\nVersion: 1\n\n\
+                      Package: bash\nStatus: install ok installed\nVersion: 5.2\n";
+        let names: Vec<_> = packages(status).into_iter().map(|package| (package.name, package.version)).collect();
+        assert_eq!(names, [("bash".into(), "5.2".into()), ("xfsprogs".into(), "6.13".into())]);
+    }
+
+    #[test]
+    fn contents_are_told_by_their_magic() {
+        let mut start = [0; 2048];
+        assert_eq!(content(&start), "empty");
+        start[0x438..0x43a].copy_from_slice(&[0x53, 0xef]);
+        assert_eq!(content(&start), "ext4");
+        start[..6].copy_from_slice(b"LUKS\xba\xbe");
+        assert_eq!(content(&start), "LUKS");
+        assert_eq!(content(&[7; 2048]), "unknown");
+    }
+}

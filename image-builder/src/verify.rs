@@ -1,0 +1,170 @@
+//! `nemos-image verify`: whether a disk is what was built, told without booting it.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use gptman::GPTPartitionEntry;
+use nemos_model::integrity::{InvalidRootHash, RootHash};
+use nemos_model::partitions::Partition;
+use thiserror::Error;
+use uuid::Uuid;
+
+use crate::image::squashfs::{self, NotSquashfs};
+use crate::image::verity::{self, Corrupted, NotVerity};
+use crate::image::{Image, ImageError, Table};
+use crate::layout::{ALIGNMENT, SECTOR};
+
+/// Check a disk image, without booting it and without root
+///
+/// The partition table and its backup, the partitions, and every block of the root against the root hash that the kernel
+/// image will ask for.
+#[derive(Debug, Clone, Args)]
+pub struct VerifyArgs {
+    /// Disk image to check
+    pub disk: PathBuf,
+}
+
+/// What is wrong with a disk.
+#[derive(Debug, Error)]
+enum Fault {
+    #[error("{0}")]
+    Table(String),
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    #[error("the command line of the kernel image has no roothash=")]
+    NoRootHash,
+    #[error("the command line of the kernel image: {0}")]
+    RootHash(#[from] InvalidRootHash),
+    #[error(transparent)]
+    Squashfs(#[from] NotSquashfs),
+    #[error(transparent)]
+    Verity(#[from] NotVerity),
+    #[error(transparent)]
+    Corrupted(#[from] Corrupted),
+    #[error("{0}")]
+    Size(String),
+}
+
+/// Checks a disk, and tells about it line by line; `true` if all is well.
+pub fn verify(args: &VerifyArgs, mut tell: impl FnMut(String)) -> Result<bool, ImageError> {
+    let image = Image::open(&args.disk)?;
+    let mut sound = true;
+    let mut told = |what: &str, result: Result<String, Fault>| match result {
+        Ok(fact) => tell(format!("ok    {what:<23} {fact}")),
+        Err(fault) => {
+            sound = false;
+            tell(format!("FAIL  {what:<23} {fault}"));
+        }
+    };
+    told("partition table", copy(&image.primary));
+    told("backup partition table", copy(&image.backup).and_then(|fact| same(&image).map(|()| fact)));
+    told("partitions", partitions(&image));
+    told("hybrid MBR", mbr(&image));
+    let root_hash = root_hash(&image);
+    let expected = root_hash.as_ref().ok().copied();
+    told("kernel image", root_hash.map(|hash| format!("asks for root hash {hash}")));
+    if let Some(root_hash) = expected {
+        told("root", root(&image, &root_hash));
+    }
+    told("preloaded containers", preloaded(&image));
+    told("state", state(&image));
+    Ok(sound)
+}
+
+fn copy(copy: &Result<Table, gptman::Error>) -> Result<String, Fault> {
+    match copy {
+        Ok(table) => Ok(format!("{} partitions, checksums right", table.entries.len())),
+        Err(error) => Err(Fault::Table(error.to_string())),
+    }
+}
+
+/// Both copies must say the same.
+fn same(image: &Image) -> Result<(), Fault> {
+    let (Ok(primary), Ok(backup)) = (&image.primary, &image.backup) else { return Ok(()) };
+    let facts = |entry: &GPTPartitionEntry| {
+        let GPTPartitionEntry { partition_type_guid, unique_partition_guid, starting_lba, ending_lba, .. } = *entry;
+        (partition_type_guid, unique_partition_guid, starting_lba, ending_lba, entry.partition_name.as_str().to_owned())
+    };
+    let is_same = primary.entries.iter().map(facts).eq(backup.entries.iter().map(facts))
+        && primary.header.disk_guid == backup.header.disk_guid
+        && primary.header.backup_lba == backup.header.primary_lba;
+    if is_same { Ok(()) } else { Err(Fault::Table("it differs from the primary one".into())) }
+}
+
+fn partitions(image: &Image) -> Result<String, Fault> {
+    let entries = image.table().map_or(&[][..], |table| &table.entries);
+    let labels: Vec<_> = entries.iter().map(|entry| entry.partition_name.as_str()).collect();
+    let expected = Partition::ALL.map(Partition::label);
+    if labels != expected {
+        return Err(Fault::Table(format!("they are {}, and should be {}", labels.join(" "), expected.join(" "))));
+    }
+    let mut free = 0;
+    for (entry, partition) in entries.iter().zip(Partition::ALL) {
+        let fault = |what: &str| Err(Fault::Table(format!("{partition} {what}")));
+        if Uuid::from_bytes_le(entry.partition_type_guid) != partition.type_guid() {
+            return fault("has another type");
+        }
+        if entry.starting_lba < free || entry.ending_lba < entry.starting_lba {
+            return fault("overlaps the one before it, or has no size");
+        }
+        if !entry.starting_lba.is_multiple_of(ALIGNMENT / SECTOR) {
+            return fault("does not begin at a multiple of 1 MiB");
+        }
+        if (entry.ending_lba + 1).saturating_mul(SECTOR) > image.size() {
+            return fault("ends behind the end of the disk");
+        }
+        free = entry.ending_lba + 1;
+    }
+    Ok("labels, types, order and alignment right".into())
+}
+
+fn mbr(image: &Image) -> Result<String, Fault> {
+    let sector = image.read::<512>(0)?;
+    let covers = sector[446 + 4] == 0xee && sector[446 + 8..446 + 12] == [1, 0, 0, 0];
+    if sector[510..] == [0x55, 0xaa] && covers {
+        Ok("covers the partition table".into())
+    } else {
+        Err(Fault::Table("it does not cover the partition table".into()))
+    }
+}
+
+fn root_hash(image: &Image) -> Result<RootHash, Fault> {
+    Ok(image.uki()?.word("roothash").ok_or(Fault::NoRootHash)?.parse()?)
+}
+
+fn root(image: &Image, root_hash: &RootHash) -> Result<String, Fault> {
+    let found = image.require(Partition::Readonly)?;
+    let superblock = squashfs::Superblock::parse(&image.read(found.start)?)?;
+    let data = superblock.bytes_used.next_multiple_of(verity::BLOCK);
+    if data + verity::SUPERBLOCK as u64 > found.size {
+        return Err(Fault::Size(format!("the squashfs says that it has {data} bytes, more than its partition")));
+    }
+    let tree = verity::Superblock::parse(&image.read(found.start + data)?)?;
+    if tree.data_blocks * verity::BLOCK != data {
+        return Err(Fault::Size(format!(
+            "the hash tree covers {} blocks, the squashfs has {}",
+            tree.data_blocks,
+            data / verity::BLOCK
+        )));
+    }
+    if data + tree.size() > found.size {
+        return Err(Fault::Size("the hash tree is longer than its partition".into()));
+    }
+    verity::check(image.file(), found.start, found.start + data, &tree, root_hash)?;
+    Ok(format!("{} blocks, hash tree and root hash right", tree.data_blocks))
+}
+
+fn preloaded(image: &Image) -> Result<String, Fault> {
+    let found = image.require(Partition::OciPreloaded)?;
+    let superblock = squashfs::Superblock::parse(&image.read(found.start)?)?;
+    if superblock.bytes_used > found.size {
+        return Err(Fault::Size("the squashfs is longer than its partition".into()));
+    }
+    Ok("a squashfs that fits".into())
+}
+
+fn state(image: &Image) -> Result<String, Fault> {
+    let found = image.require(Partition::State)?;
+    let magic = image.read::<2>(found.start + 0x438)?;
+    if magic == [0x53, 0xef] { Ok("ext4".into()) } else { Err(Fault::Size("there is no ext4".into())) }
+}
