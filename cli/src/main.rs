@@ -90,7 +90,10 @@ async fn run(command: Command, output: Output) -> Result<u8, Failure> {
     match command {
         Command::Health => health::run(connect().await, output).await,
         Command::Status => status::run(&connect().await?, output).await,
-        Command::Reset(arguments) => reset::run(&connect().await?, arguments, output).await,
+        Command::Reset(arguments) => {
+            reset::check(&arguments, output)?;
+            reset::run(&connect().await?, arguments, output).await
+        }
         Command::Job(command) => job::run(&connect().await?, command, output).await,
     }
 }

@@ -57,6 +57,13 @@ struct Accepted {
     rebooting: bool,
 }
 
+/// Refuses a reset that has to be asked about where there is nobody to ask.
+pub fn check(arguments: &Arguments, output: Output) -> Result<(), Failure> {
+    let asks = arguments.command.is_none() && !arguments.yes && !arguments.dry_run;
+    let can_ask = !output.json && std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
+    if asks && !can_ask { Err(Failure::NobodyToAsk) } else { Ok(()) }
+}
+
 /// Carries out a command about resets.
 pub async fn run(connection: &Connection, arguments: Arguments, output: Output) -> Result<u8, Failure> {
     match arguments {
@@ -66,13 +73,13 @@ pub async fn run(connection: &Connection, arguments: Arguments, output: Output) 
             output.show(&jobs, |jobs| render_list(jobs, "never reset"))?;
         }
         Arguments { dry_run: true, .. } => output.show(&ask_plan(connection).await?, Plan::render)?,
-        arguments => output.show(&reset(connection, arguments, output).await?, Accepted::render)?,
+        arguments => output.show(&reset(connection, arguments).await?, Accepted::render)?,
     }
     Ok(0)
 }
 
-async fn reset(connection: &Connection, arguments: Arguments, output: Output) -> Result<Accepted, Failure> {
-    let agreed = if arguments.yes { None } else { Some(confirm(connection, arguments.no_reboot, output).await?) };
+async fn reset(connection: &Connection, arguments: Arguments) -> Result<Accepted, Failure> {
+    let agreed = if arguments.yes { None } else { Some(confirm(connection, arguments.no_reboot).await?) };
     let options = RequestOptions {
         key: arguments.key,
         label: arguments.label,
@@ -93,10 +100,7 @@ async fn reset(connection: &Connection, arguments: Arguments, output: Output) ->
 }
 
 /// Says what will go, and asks. Gives back the name of the plan that was agreed to.
-async fn confirm(connection: &Connection, no_reboot: bool, output: Output) -> Result<String, Failure> {
-    if output.json || !std::io::stdin().is_terminal() || !std::io::stdout().is_terminal() {
-        return Err(Failure::NobodyToAsk);
-    }
+async fn confirm(connection: &Connection, no_reboot: bool) -> Result<String, Failure> {
     let plan = ask_plan(connection).await?;
     let question = if no_reboot { "Erase at the next boot?" } else { "Reboot now and erase?" };
     print(&format!("{}\n{question} [y/N] ", plan.render()))?;
