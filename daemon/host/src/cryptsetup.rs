@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 use std::ffi::{CStr, c_char, c_int, c_void};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 
@@ -20,6 +21,13 @@ pub struct CryptError {
     device: PathBuf,
     source: LibcryptErr,
     messages: Vec<String>,
+}
+
+impl CryptError {
+    /// Whether libcryptsetup says that the device is not what it was taken for: it has no header, or a broken one.
+    pub fn is_no_header(&self) -> bool {
+        matches!(&self.source, LibcryptErr::IOError(error) if error.kind() == io::ErrorKind::InvalidInput)
+    }
 }
 
 fn words(messages: &[String]) -> String {

@@ -48,6 +48,12 @@ pub enum OverlayError {
         /// Why not.
         source: io::Error,
     },
+    /// Neither copy of the header is there.
+    #[error("{} has no LUKS header: both copies are destroyed", path.display())]
+    NoHeader {
+        /// The partition.
+        path: PathBuf,
+    },
     /// A header that should be gone still opens.
     #[error("{} still has a LUKS header after it was overwritten: the device does not keep what is written", path.display())]
     StillThere {
@@ -82,7 +88,8 @@ pub fn destroy_keys(partition: &Path) -> Result<(), OverlayError> {
     }
     device.sync_all().map_err(io_error("overwrite", partition))?;
     match uuid(partition) {
-        Err(_) => Ok(()),
+        Err(OverlayError::NoHeader { .. }) => Ok(()),
+        Err(error) => Err(error),
         Ok(_) => Err(OverlayError::StillThere { path: partition.to_owned() }),
     }
 }
@@ -97,10 +104,13 @@ fn header_area(partition: &Path) -> u64 {
 }
 
 /// The UUID of the volume on a partition, from whichever copy of its header is whole.
-pub fn uuid(partition: &Path) -> Result<Uuid, CryptError> {
-    cryptsetup::with("read the header of", partition, |device| {
+pub fn uuid(partition: &Path) -> Result<Uuid, OverlayError> {
+    let read = cryptsetup::with("read the header of", partition, |device| {
         device.context_handle().load::<()>(Some(EncryptionFormat::Luks2), None)?;
         device.status_handle().get_uuid()
+    });
+    read.map_err(|error| {
+        if error.is_no_header() { OverlayError::NoHeader { path: partition.to_owned() } } else { error.into() }
     })
 }
 
