@@ -1,8 +1,9 @@
 //! Outside: starts User-Mode Linux with this very program as its first process, and waits for the verdict.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
@@ -19,7 +20,10 @@ const MEMORY: u64 = 1536 << 20;
 
 /// Runs this program, with its arguments, as root inside User-Mode Linux. Returns its exit status.
 pub(crate) fn run_this_program_again() -> Result<u8> {
-    let folder = tempfile::Builder::new().prefix("nemos-rig-").tempdir().context("cannot make a temporary folder")?;
+    // For us only: our environment will be in it.
+    let mode = Permissions::from_mode(0o700);
+    let folder = tempfile::Builder::new().prefix("nemos-rig-").permissions(mode).tempdir();
+    let folder = folder.context("cannot make a temporary folder")?;
     let shared = Shared(folder.path());
     shared.describe_this_call().with_context(|| format!("cannot prepare {}", folder.path().display()))?;
     let log = folder.path().join("console");
@@ -45,11 +49,13 @@ fn start(shared: &Shared, console: File) -> Result<Child> {
         .arg(format!("init={}", shared.program().display()))
         .arg(format!("{}={folder}", init::SHARED))
         .arg(format!("uml_dir={folder}/"))
-        // The kernel's console is our child's standard output, the first serial line our own.
+        // The kernel's console is our child's standard output, the first serial line is ours.
         .args(["con=null", "con0=null,fd:1", "ssl=null"])
         .arg(format!("ssl0=null,fd:{}", output.as_raw_fd()))
+        // The second line says nothing, and ends when this process does.
+        .arg("ssl1=fd:0,null")
         .env("TMPDIR", memory_folder())
-        .stdin(Stdio::null())
+        .stdin(Stdio::piped())
         .stderr(console.try_clone()?)
         .stdout(console);
     kernel.spawn().map_err(|error| match error.kind() {
