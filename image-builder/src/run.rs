@@ -50,7 +50,8 @@ pub struct RunError(#[from] VmError);
 /// Boots the disk, and returns when the machine is off.
 pub fn run(args: RunArgs) -> Result<ExitCode, RunError> {
     let RunArgs { disk, snapshot, memory, cpus, timeout, command } = args;
-    let disk = Disk::open(&disk).map_err(VmError::from)?;
+    let disk = Disk::open(&disk).and_then(|disk| if snapshot { Ok(disk) } else { disk.writable() });
+    let disk = disk.map_err(VmError::from)?;
     let limit = Duration::from_secs(timeout);
     let config = Config { snapshot, memory, cpus, limit, ..Config::new(disk) };
     if command.is_empty() {

@@ -126,7 +126,23 @@ pub fn build(args: &BuildArgs) -> Result<PathBuf, BuildError> {
         None => args.profile.clone(),
     };
     let progress = Progress::new();
-    let (scratch, context) = progress.step("host", || {
+    let is_new = !args.output.exists();
+    let made = build_in(args, recipe, &recipe_text, profile, &progress);
+    if made.is_err() && is_new {
+        // Only if it is empty, which it is unless somebody else found it useful.
+        let _ = fs::remove_dir(&args.output);
+    }
+    made
+}
+
+fn build_in(
+    args: &BuildArgs,
+    recipe: Recipe,
+    recipe_text: &str,
+    profile: String,
+    progress: &Progress,
+) -> Result<PathBuf, BuildError> {
+    let (_scratch, context) = progress.step("host", || {
         host::check_programs(args.package.is_none())?;
         let cache = cache_folder(args)?;
         host::check_folder(&args.output, OUTPUT_MIB, "--output")?;
@@ -142,9 +158,7 @@ pub fn build(args: &BuildArgs) -> Result<PathBuf, BuildError> {
         };
         Ok(((scratch, context), format!("has all that is needed; cache {}", cache.display())))
     })?;
-    let made = make(args, &context, &recipe_text, &progress);
-    drop(scratch);
-    made
+    make(args, &context, recipe_text, progress)
 }
 
 fn make(args: &BuildArgs, context: &Context, recipe_text: &str, progress: &Progress) -> Result<PathBuf, BuildError> {

@@ -11,6 +11,7 @@ use super::Context;
 use super::chroot::Chroot;
 use super::distribution::Distribution;
 use super::error::BuildError;
+use super::host::is_root;
 use super::ids::Ids;
 use super::tool::Tool;
 
@@ -38,12 +39,11 @@ impl Root {
         let script = customization(context, &os_release);
         let epoch = context.epoch.to_string();
         let level = context.recipe.squashfs.zstd_level.to_string();
-        let squashfs = Tool::new("mksquashfs")
+        let squashfs = mksquashfs()
             .env("SOURCE_DATE_EPOCH", &epoch)
             .arg("-")
             .arg(&file)
-            // The archive's entry for the root itself has no name, and is ignored.
-            .args(["-root-mode", "0755", "-root-uid", "0", "-root-gid", "0", "-root-time", &epoch])
+            .args(["-root-mode", "0755", "-root-time", &epoch])
             .args(["-tar", "-quiet", "-no-progress", "-exit-on-error", "-comp", "zstd", "-Xcompression-level", &level]);
         Chroot::unpacked(&distribution.root, context.epoch)
             .upload(deb, "/tmp/nemos.deb")
@@ -55,6 +55,12 @@ impl Root {
         let whole = fs::metadata(&file).map_err(BuildError::io("reading", &file))?.len();
         Ok(Root { file, hash, os_release, sizes: (size, whole - size) })
     }
+}
+
+/// mksquashfs, as somebody that it takes for root: it ignores the archive's entry for the root folder itself, and gives that
+/// to whoever runs it.
+fn mksquashfs() -> Tool {
+    if is_root() { Tool::new("mksquashfs") } else { Tool::new("unshare").args(["--map-root-user", "mksquashfs"]) }
 }
 
 /// Puts the tree where nemos-initrd looks for it: behind the file system, in blocks of 4096 bytes.

@@ -3,7 +3,9 @@
 use std::fmt;
 
 /// Lines of the console shown when something went wrong.
-const TAIL_LINES: usize = 15;
+const TAIL_LINES: usize = 20;
+/// In lines that follow every end of a system, and hide what came before them.
+const NOISE: &str = " systemd-shutdown[";
 
 /// Lines without the terminal's control sequences.
 #[derive(Debug, Default)]
@@ -76,7 +78,8 @@ impl Console {
     /// The last lines.
     pub(super) fn tail(&self) -> Tail {
         let partial = String::from_utf8_lossy(&self.partial).into_owned();
-        let lines = self.lines.iter().cloned().chain([partial]).filter(|line| !line.trim().is_empty());
+        let lines = self.lines.iter().cloned().chain([partial]);
+        let lines = lines.filter(|line| !line.trim().is_empty() && !line.contains(NOISE));
         let lines: Vec<_> = lines.collect();
         Tail(lines[lines.len().saturating_sub(TAIL_LINES)..].to_vec())
     }
@@ -146,6 +149,13 @@ mod tests {
         let tail = console(format!("{many}login: ").as_bytes()).tail();
         assert_eq!(tail.0.len(), TAIL_LINES);
         assert_eq!(tail.0.last().unwrap(), "login: ");
+    }
+
+    #[test]
+    fn the_tail_leaves_out_how_systemd_shuts_down() {
+        let tail =
+            console(b"the reason\n[ 1.0] systemd-shutdown[1]: Rebooting.\n[ 1.1] reboot: machine restart\n").tail();
+        assert_eq!(tail.0, ["the reason", "[ 1.1] reboot: machine restart"]);
     }
 
     #[test]

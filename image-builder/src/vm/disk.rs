@@ -49,6 +49,14 @@ pub enum DiskError {
         /// Why.
         source: io::Error,
     },
+    /// It cannot be written.
+    #[error("cannot write {path}: {source}; with --snapshot it need not be written")]
+    ReadOnly {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// It is a folder, a socket, or the like.
     #[error("{0} is not a file: give the disk image that `nemos-image build` made")]
     NotAFile(PathBuf),
@@ -103,6 +111,14 @@ impl Disk {
             return Err(DiskError::Truncated { path: path.to_owned(), has, needs });
         }
         Ok(Disk { path: path.to_owned(), format: Format::Raw })
+    }
+
+    /// Makes sure that a machine can write to it.
+    pub fn writable(self) -> Result<Self, DiskError> {
+        match File::options().write(true).open(&self.path) {
+            Ok(_) => Ok(self),
+            Err(source) => Err(DiskError::ReadOnly { path: self.path, source }),
+        }
     }
 
     /// Makes a new disk at `path` that holds only what will differ from this one, which must not change any more.

@@ -97,7 +97,8 @@ impl VmError {
         if said.contains("Failed to get") && said.contains("lock") {
             return VmError::InUse(disk.to_owned());
         }
-        VmError::NotStarted(if said.is_empty() { "it does not say why".to_owned() } else { said.to_owned() })
+        let first = said.lines().next().unwrap_or("it does not say why");
+        VmError::NotStarted(first.trim_start_matches("qemu-system-x86_64: ").to_owned())
     }
 }
 
