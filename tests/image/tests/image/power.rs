@@ -15,7 +15,7 @@ pub fn a_reset_that_loses_its_power_is_finished_at_the_next_boot() -> Case {
 }
 
 pub fn a_reset_that_loses_its_power_at_any_flush_ends_the_same() -> Case {
-    const CUTS: usize = 4;
+    const CUTS: usize = 3;
     let mut device = Device::running()?;
     let before = use_it(&mut device)?;
     device.says("nemosctl reset --factory --yes --no-reboot")?;
