@@ -55,6 +55,9 @@ pub enum BuildError {
         /// Why it failed.
         source: io::Error,
     },
+    /// Signals cannot be watched for.
+    #[error("signals cannot be watched for: {0}")]
+    Signals(io::Error),
     /// `SOURCE_DATE_EPOCH` is set, and not to a number.
     #[error("SOURCE_DATE_EPOCH is `{0}`; set it to seconds since 1970, or unset it")]
     Epoch(String),

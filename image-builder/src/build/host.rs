@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use rustix::fs::Mode;
 use rustix::process::geteuid;
 use thiserror::Error;
 
@@ -90,14 +91,34 @@ pub fn find_program(program: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// Checks that all programs are there, and that an ordinary user can have a root file system.
-pub fn check_programs(builds_package: bool) -> Result<(), HostError> {
+/// What the package is built with.
+pub const PACKAGE_PROGRAMS: [(&str, &str); 2] = [("cargo", "cargo"), ("dpkg-deb", "dpkg")];
+
+/// Checks that programs are there.
+pub fn check_programs(wanted: &[(&str, &str)]) -> Result<(), HostError> {
+    let absent: Vec<_> = wanted.iter().copied().filter(|(program, _)| find_program(program).is_none()).collect();
+    refuse(&absent)
+}
+
+fn refuse(absent: &[(&str, &str)]) -> Result<(), HostError> {
+    if absent.is_empty() {
+        return Ok(());
+    }
+    let programs = absent.iter().map(|(program, _)| (*program).to_owned()).collect();
+    let mut packages: Vec<_> = absent.iter().map(|(_, package)| (*package).to_owned()).collect();
+    packages.sort();
+    packages.dedup();
+    Err(HostError::Programs { programs, packages })
+}
+
+/// Checks that all that an image needs is there, and that an ordinary user can have a root file system.
+pub fn check(builds_package: bool) -> Result<(), HostError> {
     let mut wanted = PROGRAMS.to_vec();
     if !is_root() {
         wanted.push(("newuidmap", "uidmap"));
     }
     if builds_package {
-        wanted.push(("cargo", "cargo"));
+        wanted.extend(PACKAGE_PROGRAMS);
     }
     let mut absent: Vec<_> = wanted.into_iter().filter(|(program, _)| find_program(program).is_none()).collect();
     if !absent.iter().any(|(program, _)| *program == "python3") && !python_reads_pe() {
@@ -108,13 +129,13 @@ pub fn check_programs(builds_package: bool) -> Result<(), HostError> {
     {
         absent.push(("Debian's archive keyring", "debian-archive-keyring"));
     }
-    if !absent.is_empty() {
-        let mut packages: Vec<_> = absent.iter().map(|(_, package)| (*package).to_owned()).collect();
-        packages.dedup();
-        let programs = absent.iter().map(|(program, _)| (*program).to_owned()).collect();
-        return Err(HostError::Programs { programs, packages });
-    }
+    refuse(&absent)?;
     if is_root() { Ok(()) } else { check_user_ids() }
+}
+
+/// Makes folders that everybody may read, as a root file system and a package need them, whatever the user is used to.
+pub fn set_umask() {
+    rustix::process::umask(Mode::from_bits_retain(0o022));
 }
 
 /// Whether we are root: then mmdebstrap needs no user namespace.
@@ -167,6 +188,15 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "mksquashfs, mcopy are not installed; run: sudo apt-get install squashfs-tools mtools"
+        );
+    }
+
+    #[test]
+    fn every_missing_program_is_named_and_each_package_once() {
+        let told = check_programs(&[("sh", "dash"), ("no-such-program", "b"), ("nor-this", "a"), ("nor-that", "a")]);
+        assert_eq!(
+            told.expect_err("three are missing").to_string(),
+            "no-such-program, nor-this, nor-that are not installed; run: sudo apt-get install a b"
         );
     }
 

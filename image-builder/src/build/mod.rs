@@ -113,7 +113,7 @@ fn create_parent(path: &Path) -> Result<(), BuildError> {
 
 /// Builds the image; its path is returned.
 pub fn build(args: &BuildArgs) -> Result<PathBuf, BuildError> {
-    tool::end_with_signals().map_err(BuildError::io("watching for signals", Path::new("")))?;
+    begin()?;
     if args.verbose {
         tool::be_verbose();
     }
@@ -135,6 +135,12 @@ pub fn build(args: &BuildArgs) -> Result<PathBuf, BuildError> {
     made
 }
 
+/// Signals and permissions, before anything is made.
+fn begin() -> Result<(), BuildError> {
+    host::set_umask();
+    tool::end_with_signals().map_err(BuildError::Signals)
+}
+
 fn build_in(
     args: &BuildArgs,
     recipe: Recipe,
@@ -143,7 +149,7 @@ fn build_in(
     progress: &Progress,
 ) -> Result<PathBuf, BuildError> {
     let (_scratch, context) = progress.step("host", || {
-        host::check_programs(args.package.is_none())?;
+        host::check(args.package.is_none())?;
         let cache = cache_folder(args)?;
         host::check_folder(&args.output, OUTPUT_MIB, "--output")?;
         host::check_folder(&cache, CACHE_MIB, "--cache")?;

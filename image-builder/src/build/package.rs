@@ -10,6 +10,7 @@ use clap::Args;
 
 use super::disk;
 use super::error::BuildError;
+use super::host;
 use super::tool::{Tool, ToolError};
 use super::{create_parent, epoch, write};
 
@@ -41,11 +42,10 @@ Description: takes care of a read-only, verified Linux device
  the initrd what was asked (nemos-initrd, with its dracut module).
 ";
 
-/// Units are started by their presets; nothing is started while an image is made.
+/// Units are enabled, and started by the next boot: this device's storage is set up in its initrd.
 const POSTINST: &str = r#"#!/bin/sh
 set -e
 if [ "$1" = configure ]; then
-    systemd-sysusers nemos.conf 2>/dev/null || true
     for unit in @UNITS@; do
         deb-systemd-helper enable "$unit" >/dev/null || true
     done
@@ -85,6 +85,8 @@ pub struct PackageArgs {
 
 /// Builds the package by itself; its path is returned.
 pub fn build_package(args: &PackageArgs) -> Result<PathBuf, BuildError> {
+    super::begin()?;
+    host::check_programs(&host::PACKAGE_PROGRAMS)?;
     fs::create_dir_all(&args.output).map_err(BuildError::io("making", &args.output))?;
     let scratch = tempfile::Builder::new().prefix(".nemos-image-").tempdir_in(&args.output);
     let scratch = scratch.map_err(BuildError::io("making a folder in", &args.output))?;
