@@ -7,21 +7,21 @@ use nemos_model::boot::REPORT_FILE;
 use nemos_model::integrity::VERITY_MAPPING;
 use nemos_model::overlay::{INTEGRITY_MAPPING, LUKS_MAPPING};
 use nemos_model::stack::{Observed, SeenMapping};
-use tracing::warn;
+use tracing::debug;
 
 use crate::boot::read_report;
 use crate::mounts::mounted;
 use crate::partitions::Disk;
 
-/// What can be seen now. What cannot be seen is missing from it, and the log says why.
+/// What can be seen now. What cannot be seen is missing from it: who draws the stack finds it missing.
 pub fn observe() -> Observed {
     let report = read_report(Path::new(REPORT_FILE)).unwrap_or_else(|error| {
-        warn!(%error, "no boot report");
+        debug!(%error, "no boot report");
         None
     });
     let partitions = report.as_ref().map(|report| Disk::named(&report.disk).partitions()).unwrap_or_default();
     let mounts = mounted().unwrap_or_else(|error| {
-        warn!(%error, "the mounts cannot be read");
+        debug!(%error, "the mounts cannot be read");
         Vec::new()
     });
     Observed { partitions, mappings: mappings(), mounts, report }
@@ -34,7 +34,7 @@ fn mappings() -> Vec<SeenMapping> {
             .filter_map(|name| mapping(&dm, name))
             .collect(),
         Err(error) => {
-            warn!(%error, "device-mapper cannot be asked");
+            debug!(%error, "device-mapper cannot be asked");
             Vec::new()
         }
     }

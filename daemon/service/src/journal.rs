@@ -11,6 +11,8 @@ use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use crate::journal_layer::JournalLayer;
+
 /// A request was granted. Fields as in [`REQUEST_REFUSED`].
 pub const REQUEST_GRANTED: &str = "d0c273ead1334af9b2e7b17176656ace";
 /// A request was refused: `NEMOS_ACTION`, `NEMOS_OUTCOME`, `NEMOS_JOB`, `NEMOS_CALLER_{UID,USER,PROCESS,LABEL}`, `NEMOS_ERROR`.
@@ -27,8 +29,8 @@ pub const HEALTH_CHANGED: &str = "92336534cebc4b87bb80bee35c78ebf8";
 /// Sends everything to the journal, or to standard error where there is none.
 pub fn begin() {
     let level = LevelFilter::INFO;
-    if let Ok(journal) = tracing_journald::layer() {
-        tracing_subscriber::registry().with(level).with(journal.with_field_prefix(None)).init();
+    if let Ok(journal) = JournalLayer::new() {
+        tracing_subscriber::registry().with(level).with(journal).init();
     } else {
         let text = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
         tracing_subscriber::registry().with(level).with(text).init();

@@ -9,4 +9,5 @@ pub mod bus;
 pub mod desk;
 pub mod device;
 pub mod journal;
+mod journal_layer;
 pub mod reboot;
