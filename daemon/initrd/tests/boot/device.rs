@@ -7,6 +7,8 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::LazyLock;
+use std::thread;
+use std::time::Duration;
 
 use nemos_host::job::new_id;
 use nemos_host::state::Store;
@@ -97,11 +99,22 @@ impl Device {
             said.push('\n');
             line.contains(words)
         });
-        // With whatever it runs: a power cut spares nobody.
-        kill_process_group(Pid::from_child(&initrd), Signal::KILL).unwrap();
-        initrd.wait().unwrap();
+        kill(&mut initrd);
         assert!(heard, "nemos-initrd never said `{words}`:\n{said}");
         power_off();
+    }
+
+    /// Boots, and is switched off after that time. Whether it was still booting then.
+    pub fn is_killed_after(&self, time: Duration) -> bool {
+        let _line = CommandLine::says(&format!("quiet roothash={}", SHIPPED.1));
+        let mut initrd = start();
+        thread::sleep(time);
+        let booting = initrd.try_wait().unwrap().is_none();
+        if booting {
+            kill(&mut initrd);
+        }
+        power_off();
+        booting
     }
 
     /// What the device remembers.
@@ -220,6 +233,12 @@ fn power_off() {
 /// A path on the running device.
 fn on_the_device(path: &str) -> PathBuf {
     Path::new("/sysroot").join(path.trim_start_matches('/'))
+}
+
+/// With whatever it runs: a power cut spares nobody.
+fn kill(initrd: &mut Child) {
+    kill_process_group(Pid::from_child(initrd), Signal::KILL).unwrap();
+    initrd.wait().unwrap();
 }
 
 fn is_mounted(target: &str) -> bool {

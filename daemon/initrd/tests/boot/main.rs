@@ -8,6 +8,7 @@ mod device;
 
 use std::fs;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use device::Device;
 use nemos_model::boot::Reason;
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
         a_factory_reset_takes_every_change_back,
         a_first_boot_that_is_killed_at_every_step_ends_the_same,
         a_reset_that_is_killed_at_every_step_ends_the_same,
+        a_reset_that_is_killed_at_any_moment_ends_the_same,
         a_destroyed_header_degrades_the_boot_and_erases_nothing,
         a_foreign_volume_is_not_opened,
         a_state_that_cannot_be_read_is_left_alone,
@@ -145,6 +147,26 @@ fn a_reset_that_is_killed_at_every_step_ends_the_same() {
     running.shuts_down();
     assert_eq!(device.state().job(job).unwrap().state, JobState::Done);
     assert_eq!(device.state().job(job).unwrap().attempts, [], "a power cut is not a failure");
+}
+
+fn a_reset_that_is_killed_at_any_moment_ends_the_same() {
+    let device = Device::provisioned();
+    let running = device.boots();
+    running.writes("/etc/hostname", "changed");
+    running.writes("/home/note", "changed");
+    running.shuts_down();
+    let job = device.is_asked_for_a_factory_reset();
+
+    let mut time = Duration::from_millis(200);
+    while device.is_killed_after(time) {
+        time = time * 5 / 4;
+    }
+    let mut running = device.boots();
+    running.is_healthy();
+    assert_eq!(running.reads("/etc/hostname"), "device\n");
+    assert!(!running.has("/home/note"));
+    running.shuts_down();
+    assert_eq!(device.state().job(job).unwrap().state, JobState::Done);
 }
 
 fn a_destroyed_header_degrades_the_boot_and_erases_nothing() {
