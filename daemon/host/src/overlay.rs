@@ -4,10 +4,11 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::os::raw::{c_int, c_void};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use libcryptsetup_rs::consts::flags::{CryptActivate, CryptDeactivate, CryptPbkdf, CryptVolumeKey, CryptWipe};
 use libcryptsetup_rs::consts::vals::{CryptKdf, CryptStatusInfo, CryptWipePattern, EncryptionFormat};
-use libcryptsetup_rs::{CryptParamsLuks2, CryptParamsLuks2Ref, CryptPbkdfType, Either, LibcryptErr};
+use libcryptsetup_rs::{CryptDevice, CryptParamsLuks2, CryptParamsLuks2Ref, CryptPbkdfType, Either, LibcryptErr};
 use nemos_model::keys::{OVERLAY_CIPHER, OVERLAY_SECTOR_BYTES};
 use nemos_model::overlay::{LUKS_MAPPING, OVERLAY_SOURCE};
 use thiserror::Error;
@@ -18,11 +19,14 @@ use crate::cryptsetup::{self, CryptError};
 use crate::keys::Secret;
 use crate::mkfs;
 use crate::mounts::{self, Mount, MountError};
+use crate::time::wait_for;
 
 /// Mapping that exists only while a new volume is written for the first time.
 const WIPE_MAPPING: &str = "nemos-wipe";
 /// Bytes written at once by the first write of a volume.
 const WIPE_CHUNK: usize = 1 << 20;
+/// How long a mapping may be busy with something that ends by itself.
+const BUSY_LIMIT: Duration = Duration::from_secs(10);
 /// Bytes that libcryptsetup puts before the data of a LUKS2 volume by default: both headers and all key slots.
 const LUKS2_AREA: u64 = 16 << 20;
 
@@ -182,7 +186,7 @@ fn write_every_sector(
             Some(report_progress),
             Some(&mut progress),
         );
-        let closed = device.activate_handle().deactivate(WIPE_MAPPING, CryptDeactivate::empty());
+        let closed = deactivate(device, WIPE_MAPPING);
         written.and(closed)
     })?;
     Ok(())
@@ -212,11 +216,22 @@ pub fn close(partition: &Path) -> Result<(), CryptError> {
     cryptsetup::with("close the encrypted volume on", partition, |device| {
         for name in [WIPE_MAPPING, LUKS_MAPPING] {
             if is_open(name)? {
-                device.activate_handle().deactivate(name, CryptDeactivate::empty())?;
+                deactivate(device, name)?;
             }
         }
         Ok(())
     })
+}
+
+/// Takes a mapping away. udev looks into every new mapping, and for that moment it is busy.
+fn deactivate(device: &mut CryptDevice, name: &str) -> Result<(), LibcryptErr> {
+    let mut deactivate = || device.activate_handle().deactivate(name, CryptDeactivate::empty());
+    let is_busy = |error: &LibcryptErr| matches!(error, LibcryptErr::IOError(error) if error.kind() == io::ErrorKind::ResourceBusy);
+    let ended = wait_for(BUSY_LIMIT, || match deactivate() {
+        Err(error) if is_busy(&error) => None,
+        ended => Some(ended),
+    });
+    ended.unwrap_or_else(deactivate)
 }
 
 fn is_open(name: &str) -> Result<bool, LibcryptErr> {

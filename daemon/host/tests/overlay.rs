@@ -5,6 +5,8 @@
 use std::fs;
 use std::io::Write;
 use std::process::ExitCode;
+use std::thread;
+use std::time::Duration;
 
 use nemos_host::keys::{Secret, read_key_file};
 use nemos_host::overlay;
@@ -19,6 +21,7 @@ fn main() -> ExitCode {
         two_volumes_never_share_a_volume_key,
         nothing_opens_a_volume_whose_keys_were_destroyed,
         a_volume_that_was_left_open_is_made_anew_all_the_same,
+        a_volume_that_somebody_looks_into_is_closed_when_they_are_done,
     ])
 }
 
@@ -81,4 +84,19 @@ fn a_volume_that_was_left_open_is_made_anew_all_the_same() {
     overlay::open(disk.path(), &secret("old")).unwrap_err();
     overlay::open(disk.path(), &secret("new")).unwrap();
     overlay::close(disk.path()).unwrap();
+}
+
+/// As udev does with every new mapping.
+fn a_volume_that_somebody_looks_into_is_closed_when_they_are_done() {
+    let disk = Disk::new(SIZE);
+    volume(&disk, "right");
+    overlay::open(disk.path(), &secret("right")).unwrap();
+    let looking = fs::File::open(overlay::mapping()).unwrap();
+    let done = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(200));
+        drop(looking);
+    });
+    overlay::close(disk.path()).unwrap();
+    done.join().unwrap();
+    assert!(!overlay::mapping().exists());
 }
