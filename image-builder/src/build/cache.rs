@@ -101,6 +101,10 @@ impl Cache {
         let new = tempfile::Builder::new().prefix(".new-").tempdir_in(&self.folder).map_err(failed)?;
         make(new.path())?;
         write_sums(new.path()).map_err(failed)?;
+        if is_sound(&folder) {
+            // Another build was faster, and may be reading it.
+            return Ok(Entry { folder, found: true });
+        }
         if folder.exists() {
             fs::remove_dir_all(&folder).map_err(failed)?;
         }

@@ -73,7 +73,7 @@ pub enum BuildError {
     #[error("cargo did not build {0}")]
     NoProgram(&'static str),
     /// Not our package.
-    #[error("{0} is not a package of nemos: it has no initrd; give one that nemos-image built with --package")]
+    #[error("{0} is not a package of nemos; give one that `nemos-image package` built")]
     NotOurPackage(PathBuf),
     /// More than one kernel, or none.
     #[error("the packages of the recipe bring other than one kernel ({0}); name one linux-image package")]

@@ -40,6 +40,12 @@ pub enum HostError {
         /// The packages they come in.
         packages: Vec<String>,
     },
+    /// No compiler.
+    #[error(
+        "there is no cargo to build the package with; install Rust {} or newer (https://rustup.rs), or give --package FILE.deb",
+        env!("CARGO_PKG_RUST_VERSION")
+    )]
+    NoRust,
     /// An ordinary user without user ids of their own.
     #[error(
         "{user} has no range of user ids in {file}, so a root file system cannot be unpacked without root; \
@@ -91,11 +97,13 @@ pub fn find_program(program: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// What the package is built with.
-pub const PACKAGE_PROGRAMS: [(&str, &str); 2] = [("cargo", "cargo"), ("dpkg-deb", "dpkg")];
+/// Checks that the package can be built.
+pub fn check_for_package() -> Result<(), HostError> {
+    check_programs(&[("dpkg-deb", "dpkg")])?;
+    find_program("cargo").map(drop).ok_or(HostError::NoRust)
+}
 
-/// Checks that programs are there.
-pub fn check_programs(wanted: &[(&str, &str)]) -> Result<(), HostError> {
+fn check_programs(wanted: &[(&str, &str)]) -> Result<(), HostError> {
     let absent: Vec<_> = wanted.iter().copied().filter(|(program, _)| find_program(program).is_none()).collect();
     refuse(&absent)
 }
@@ -117,9 +125,6 @@ pub fn check(builds_package: bool) -> Result<(), HostError> {
     if !is_root() {
         wanted.push(("newuidmap", "uidmap"));
     }
-    if builds_package {
-        wanted.extend(PACKAGE_PROGRAMS);
-    }
     let mut absent: Vec<_> = wanted.into_iter().filter(|(program, _)| find_program(program).is_none()).collect();
     if !absent.iter().any(|(program, _)| *program == "python3") && !python_reads_pe() {
         absent.push(("the Python module pefile", "python3-pefile"));
@@ -130,6 +135,9 @@ pub fn check(builds_package: bool) -> Result<(), HostError> {
         absent.push(("Debian's archive keyring", "debian-archive-keyring"));
     }
     refuse(&absent)?;
+    if builds_package {
+        check_for_package()?;
+    }
     if is_root() { Ok(()) } else { check_user_ids() }
 }
 

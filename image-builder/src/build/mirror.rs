@@ -9,8 +9,8 @@ use crate::recipe::Debian;
 
 const APT_HELPER: &str = "/usr/lib/apt/apt-helper";
 
-/// Seconds that a mirror has to answer.
-const PATIENCE: u32 = 10;
+/// Seconds that a mirror has to answer; apt asks a silent one twice.
+const PATIENCE: u32 = 8;
 
 /// Settings of the host's apt that decide how a mirror is reached and believed.
 const SETTINGS: [&str; 8] = [

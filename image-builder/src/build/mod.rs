@@ -50,6 +50,8 @@ use crate::recipe::Recipe;
 /// Space that a build takes at most, besides what it leaves.
 const OUTPUT_MIB: u64 = 1024;
 const CACHE_MIB: u64 = 1024;
+/// Roots are unpacked where temporary files are.
+const TEMPORARY_MIB: u64 = 1024;
 /// Left free at the end of `p.lxreadonly`, for signed metadata as Kiwi writes it.
 const METADATA: u64 = 4096;
 
@@ -153,6 +155,7 @@ fn build_in(
         let cache = cache_folder(args)?;
         host::check_folder(&args.output, OUTPUT_MIB, "--output")?;
         host::check_folder(&cache, CACHE_MIB, "--cache")?;
+        host::check_folder(&env::temp_dir(), TEMPORARY_MIB, "TMPDIR")?;
         let scratch = tempfile::Builder::new().prefix(".nemos-image-").tempdir_in(&args.output);
         let scratch = scratch.map_err(BuildError::io("making a folder in", &args.output))?;
         let context = Context {
@@ -178,7 +181,7 @@ fn make(args: &BuildArgs, context: &Context, recipe_text: &str, progress: &Progr
     })?;
     let deb = progress.step("package", || {
         let deb = match &args.package {
-            Some(deb) => absolute(deb)?,
+            Some(deb) => package::given(deb)?,
             None => package::build(&context.scratch, context.epoch)?,
         };
         Ok((deb.clone(), describe(&deb, true)?))

@@ -86,7 +86,7 @@ pub struct PackageArgs {
 /// Builds the package by itself; its path is returned.
 pub fn build_package(args: &PackageArgs) -> Result<PathBuf, BuildError> {
     super::begin()?;
-    host::check_programs(&host::PACKAGE_PROGRAMS)?;
+    host::check_for_package()?;
     fs::create_dir_all(&args.output).map_err(BuildError::io("making", &args.output))?;
     let scratch = tempfile::Builder::new().prefix(".nemos-image-").tempdir_in(&args.output);
     let scratch = scratch.map_err(BuildError::io("making a folder in", &args.output))?;
@@ -202,6 +202,16 @@ fn units_to_enable(folder: &Path) -> Result<Vec<String>, BuildError> {
     }
     units.sort();
     Ok(units)
+}
+
+/// A package that was given, if it is one of nemos.
+pub fn given(package: &Path) -> Result<PathBuf, BuildError> {
+    let name = Tool::new("dpkg-deb").arg("--field").arg(package).arg("Package").output();
+    match name {
+        Ok(name) if name.trim_ascii() == b"nemos" => super::absolute(package),
+        Ok(_) | Err(ToolError::Failed { .. }) => Err(BuildError::NotOurPackage(package.to_owned())),
+        Err(other) => Err(other.into()),
+    }
 }
 
 /// A file of a package.
