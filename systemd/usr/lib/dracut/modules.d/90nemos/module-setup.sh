@@ -3,6 +3,8 @@
 #
 # Asked for by name only (see /usr/share/nemos/dracut): on a machine that is not a nemos device it would not boot.
 
+# shellcheck disable=SC2154  # dracut sets initdir, moddir and the folders of systemd
+
 check() {
     require_binaries mkfs.xfs mkfs.ext4 dmsetup blkid veritysetup || return 1
     return 255
@@ -28,6 +30,16 @@ installkernel() {
 
     # A device that hangs in its initrd must come back by itself.
     hostonly='' instmods -s i6300esb iTCO_wdt softdog
+
+    # Unpacked once, here, instead of one by one at each boot: the initrd is compressed as a whole.
+    local unpack
+    for unpack in "xz --decompress" "busybox unxz"; do
+        if type -P "${unpack%% *}" > /dev/null; then
+            # shellcheck disable=SC2086
+            find "$initdir/lib/modules/" -name '*.ko.xz' -exec $unpack {} +
+            break
+        fi
+    done
 }
 
 install() {
