@@ -8,6 +8,7 @@ use nemos_model::partitions::Partition;
 use serde::Serialize;
 use uuid::Uuid;
 
+use crate::build::mib;
 use crate::image::squashfs::{self, Superblock};
 use crate::image::{Found, Image, ImageError, verity};
 
@@ -160,11 +161,6 @@ fn packages(status: &str) -> Vec<Package> {
     let mut packages: Vec<_> = status.split("\n\n").filter_map(package).collect();
     packages.sort_by(|one, other| one.name.cmp(&other.name));
     packages
-}
-
-fn mib(bytes: u64) -> String {
-    let tenths = bytes.saturating_mul(10) >> 20;
-    format!("{}.{} MiB", tenths / 10, tenths % 10)
 }
 
 impl fmt::Display for Inventory {

@@ -15,9 +15,6 @@ use super::host::is_root;
 use super::ids::Ids;
 use super::tool::Tool;
 
-/// Mount points, and folders that must be there before anything is mounted.
-const FOLDERS: [&str; 2] = ["/home", "/var/lib/containers"];
-
 /// A squashfs with its hash tree.
 #[derive(Debug)]
 pub struct Root {
@@ -132,7 +129,7 @@ fn customization(context: &Context, os_release: &str) -> String {
             "mkdir -p \"$root/etc/systemd/{folder}\"\nln -sf /dev/null \"$root/etc/systemd/{folder}/{name}\""
         ));
     }
-    for folder in FOLDERS.into_iter().chain(Partition::ALL.into_iter().filter_map(Partition::mount_point)) {
+    for folder in Partition::ALL.into_iter().filter_map(Partition::mount_point) {
         line(format!("mkdir -p \"$root{folder}\""));
     }
     // Keys are the device's own, logs and caches of the installation nobody's.
@@ -156,4 +153,20 @@ fn file(path: &str, content: &str) -> String {
 /// For a shell.
 fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::build::Tool;
+
+    #[test]
+    fn a_file_of_a_recipe_arrives_as_it_was_written() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let content = "it's \"quoted\", $HOME stays, 100 %s\n\n";
+        let script = format!("root=$1\n{}\n", file("/etc/deep/down.conf", content));
+        Tool::new("sh").args(["-eu", "-c", &script, "sh"]).arg(folder.path()).run().expect("the script works");
+        let written = fs::read_to_string(folder.path().join("etc/deep/down.conf")).expect("the file");
+        assert_eq!(written, content);
+    }
 }

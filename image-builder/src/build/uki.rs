@@ -4,6 +4,8 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use nemos_model::integrity::RootHash;
+
 use super::Context;
 use super::distribution::Distribution;
 use super::error::BuildError;
@@ -17,8 +19,8 @@ use super::tool::Tool;
 pub const REMOVABLE_PATH: &str = "EFI/BOOT/BOOTX64.EFI";
 
 /// The command line: the root hash, and the recipe's words.
-pub fn command_line(root: &Root, words: &[String]) -> String {
-    let mut line = format!("roothash={}", root.hash);
+fn command_line(root_hash: &RootHash, words: &[String]) -> String {
+    let mut line = format!("roothash={root_hash}");
     for word in words {
         line.push(' ');
         line.push_str(word);
@@ -44,7 +46,7 @@ pub fn make(
         .arg("--linux")
         .arg(&distribution.kernel)
         .args([&initrd.base, &initrd.program].map(|part| format!("--initrd={}", part.display())))
-        .arg(format!("--cmdline={}", command_line(root, &context.recipe.kernel.command_line)))
+        .arg(format!("--cmdline={}", command_line(&root.hash, &context.recipe.kernel.command_line)))
         .arg(format!("--os-release=@{}", os_release.display()))
         .arg(format!("--uname={}", distribution.kernel_version))
         .arg("--output")
@@ -71,4 +73,17 @@ pub fn make_esp(context: &Context, uki: &Path, size: u64, ids: &Ids) -> Result<P
     mtools("mmd").arg("-i").arg(&esp).args(["::/EFI", "::/EFI/BOOT"]).run()?;
     mtools("mcopy").args(["-m", "-i"]).arg(&esp).arg(uki).arg(format!("::/{REMOVABLE_PATH}")).run()?;
     Ok(esp)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_root_hash_comes_first_and_the_recipes_words_stay_in_their_order() {
+        let root_hash: RootHash = "ab".repeat(32).parse().expect("a root hash");
+        let words = ["console=tty0", "console=ttyS0"].map(str::to_owned);
+        let line = command_line(&root_hash, &words);
+        assert_eq!(line, format!("roothash={root_hash} console=tty0 console=ttyS0"));
+    }
 }
