@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 
 use tempfile::NamedTempFile;
 
+use crate::power::{LOGGED, LoggedDisk, WriteLog};
 use crate::run;
 
 /// Alignment of partitions, and more than what a GPT takes at each end of a disk.
@@ -17,12 +18,21 @@ const MIB: u64 = 1 << 20;
 #[derive(Debug)]
 pub struct Disk {
     device: LoopDevice,
-    file: NamedTempFile,
+    below: Below,
+}
+
+/// What a disk is made of.
+#[derive(Debug)]
+pub(crate) enum Below {
+    /// A file, deleted with the disk.
+    File(NamedTempFile),
+    /// Another disk, and a log of what is written to it.
+    Logged(Box<LoggedDisk>),
 }
 
 /// What is on a disk, without the disk.
 #[derive(Debug)]
-pub struct Image(NamedTempFile);
+pub struct Image(pub(crate) NamedTempFile);
 
 /// A partition to be made: its label, its size in bytes.
 pub type Partition<'a> = (&'a str, u64);
@@ -50,19 +60,42 @@ impl Disk {
     /// What is on it now. Unmount first what is on it.
     pub fn image(&self) -> Image {
         File::open(self.path()).and_then(|disk| disk.sync_all()).expect("the disk takes what was written");
-        Image(copy(&self.file))
+        match &self.below {
+            Below::File(file) => Image(copy(file)),
+            Below::Logged(logged) => logged.below.image(),
+        }
     }
 
-    fn file(size: u64) -> NamedTempFile {
+    /// What was written to it, of a disk that logs that. Unmount first what is on it.
+    pub fn into_log(self) -> WriteLog {
+        drop(self.device);
+        match self.below {
+            Below::Logged(logged) => logged.into_log(),
+            Below::File(_) => panic!("nobody has logged what was written to the disk"),
+        }
+    }
+
+    pub(crate) fn file(size: u64) -> NamedTempFile {
         let file = tempfile::Builder::new().prefix("disk-").tempfile_in("/run").expect("a file in /run");
         file.as_file().set_len(size).expect("a sparse file");
         file
     }
 
-    fn attach(file: NamedTempFile) -> Self {
-        let arguments = ["--find", "--show", "--partscan"].map(AsRef::as_ref);
-        let device = run("losetup", arguments.into_iter().chain([file.path().as_os_str()]));
-        Disk { device: LoopDevice(device.trim().into()), file }
+    pub(crate) fn attach(file: NamedTempFile) -> Self {
+        Disk { device: LoopDevice::new(file.path(), &["--partscan"]), below: Below::File(file) }
+    }
+
+    /// A disk whose partitions nobody sees.
+    pub(crate) fn whole(file: NamedTempFile) -> Self {
+        Disk { device: LoopDevice::new(file.path(), &[]), below: Below::File(file) }
+    }
+
+    pub(crate) fn file_below(self) -> NamedTempFile {
+        drop(self.device);
+        match self.below {
+            Below::File(file) => file,
+            Below::Logged(_) => panic!("the disk is logged"),
+        }
     }
 
     /// Device node of the whole disk.
@@ -90,9 +123,17 @@ impl Image {
     pub fn disk(&self) -> Disk {
         Disk::attach(copy(&self.0))
     }
+
+    /// The same, and what is written to it is logged.
+    pub fn logged_disk(&self) -> Disk {
+        let logged = LoggedDisk::new(self);
+        // Without a page cache in between: what is flushed above is what is flushed below.
+        let device = LoopDevice::new(Path::new(LOGGED), &["--partscan", "--direct-io=on"]);
+        Disk { device, below: Below::Logged(Box::new(logged)) }
+    }
 }
 
-fn copy(file: &NamedTempFile) -> NamedTempFile {
+pub(crate) fn copy(file: &NamedTempFile) -> NamedTempFile {
     let copy = Disk::file(0);
     run("cp", ["--sparse=always".as_ref(), file.path().as_os_str(), copy.path().as_os_str()]);
     copy
@@ -100,6 +141,13 @@ fn copy(file: &NamedTempFile) -> NamedTempFile {
 
 #[derive(Debug)]
 struct LoopDevice(PathBuf);
+
+impl LoopDevice {
+    fn new(below: &Path, options: &[&str]) -> Self {
+        let arguments = ["--find", "--show"].iter().chain(options).map(AsRef::as_ref);
+        LoopDevice(run("losetup", arguments.chain([below.as_os_str()])).trim().into())
+    }
+}
 
 impl Drop for LoopDevice {
     fn drop(&mut self) {

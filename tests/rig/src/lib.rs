@@ -28,6 +28,7 @@ mod disk;
 mod init;
 mod kernel;
 mod machine;
+mod power;
 mod reboot;
 
 use std::process::ExitCode;
@@ -38,6 +39,7 @@ use libtest_mimic::{Arguments, Trial};
 pub use command::{refused, run};
 pub use disk::{Disk, Image, corrupt};
 pub use kernel::{CommandLine, KernelLog};
+pub use power::WriteLog;
 pub use reboot::leave_nothing_open;
 
 /// Says that tests may run in place: this machine is one to be thrown away. [`init`] sets it inside User-Mode Linux.

@@ -16,7 +16,7 @@ use rustix::io::{FdFlags, dup, fcntl_setfd};
 use crate::init::{self, Shared};
 
 const KERNEL: &str = "linux.uml";
-const MEMORY: u64 = 1536 << 20;
+const MEMORY: u64 = 2048 << 20;
 
 /// Runs this program, with its arguments, as root inside User-Mode Linux. Returns its exit status.
 pub(crate) fn run_this_program_again() -> Result<u8> {

@@ -9,6 +9,8 @@ use anyhow::{Result, ensure};
 use devicemapper::{DM, DevId, DmOptions};
 use rustix::mount::{UnmountFlags, unmount};
 
+use crate::power::OURS;
+
 /// How long the kernel may take to let go of what was just unmounted.
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -49,7 +51,8 @@ fn unmount_below(folders: &[&str]) -> Result<Vec<String>> {
 /// Returns what is in use, be it by another mapping.
 fn close_mappings(dm: &DM) -> Result<Vec<String>> {
     let mut in_use = Vec::new();
-    for (name, ..) in dm.list_devices()? {
+    let mappings = dm.list_devices()?.into_iter().map(|(name, ..)| name);
+    for name in mappings.filter(|name| !name.to_string().starts_with(OURS)) {
         match dm.device_remove(&DevId::Name(&name), DmOptions::default()) {
             Ok(_) => drop(fs::remove_file(Path::new("/dev/mapper").join(name.to_string()))),
             Err(_) => in_use.push(name.to_string()),

@@ -21,7 +21,7 @@ use nemos_model::overlay::Mode;
 use nemos_model::partitions::Partition;
 use nemos_model::reset::Scope;
 use nemos_model::state::{DeviceState, FILE_NAME, Request, Taken};
-use nemos_rig::{CommandLine, Disk, Image, KernelLog, leave_nothing_open, run};
+use nemos_rig::{CommandLine, Disk, Image, KernelLog, WriteLog, leave_nothing_open, run};
 use rustix::process::{Pid, Signal, kill_process_group};
 use tempfile::TempDir;
 
@@ -40,8 +40,12 @@ static PROVISIONED: LazyLock<Image> = LazyLock::new(|| {
 
 /// A device that is switched off.
 pub struct Device {
+    _power: Power,
     disk: Disk,
 }
+
+/// Goes before the disk does.
+struct Power;
 
 /// A device that is up.
 pub struct Running<'a> {
@@ -55,12 +59,26 @@ impl Device {
     pub fn shipped() -> Self {
         fs::create_dir_all(Path::new(DEMO_KEY_FILE).parent().unwrap()).unwrap();
         fs::write(DEMO_KEY_FILE, "insecure").unwrap();
-        Device { disk: SHIPPED.0.disk() }
+        Device::with(SHIPPED.0.disk())
     }
 
     /// It was booted once.
     pub fn provisioned() -> Self {
-        Device { disk: PROVISIONED.disk() }
+        Device::with(PROVISIONED.disk())
+    }
+
+    pub fn with(disk: Disk) -> Self {
+        Device { _power: Power, disk }
+    }
+
+    /// Logs from now on what is written to its disk.
+    pub fn logged(self) -> Self {
+        Device::with(self.disk.image().logged_disk())
+    }
+
+    /// What was written to its disk, of a device that logs it.
+    pub fn into_log(self) -> WriteLog {
+        self.disk.into_log()
     }
 
     pub fn partition(&self, partition: Partition) -> PathBuf {
@@ -160,7 +178,7 @@ impl Device {
     }
 }
 
-impl Drop for Device {
+impl Drop for Power {
     fn drop(&mut self) {
         power_off();
     }

@@ -28,6 +28,7 @@ fn main() -> ExitCode {
         a_first_boot_that_is_killed_at_every_step_ends_the_same,
         a_reset_that_is_killed_at_every_step_ends_the_same,
         a_reset_that_is_killed_at_any_moment_ends_the_same,
+        a_reset_that_loses_its_power_at_any_flush_ends_the_same,
         a_destroyed_header_degrades_the_boot_and_erases_nothing,
         a_foreign_volume_is_not_opened,
         a_state_that_cannot_be_read_is_left_alone,
@@ -167,6 +168,29 @@ fn a_reset_that_is_killed_at_any_moment_ends_the_same() {
     assert!(!running.has("/home/note"));
     running.shuts_down();
     assert_eq!(device.state().job(job).unwrap().state, JobState::Done);
+}
+
+fn a_reset_that_loses_its_power_at_any_flush_ends_the_same() {
+    let device = Device::provisioned();
+    let running = device.boots();
+    running.writes("/etc/hostname", "changed");
+    running.writes("/home/note", "changed");
+    running.shuts_down();
+    let job = device.is_asked_for_a_factory_reset();
+    let device = device.logged();
+    device.boots().shuts_down();
+
+    let mut log = device.into_log();
+    // Not every flush: most of them are the journals' own, and each one takes a boot.
+    while log.flushes(7) {
+        let device = Device::with(log.disk());
+        let mut running = device.boots();
+        running.is_healthy();
+        assert_eq!(running.reads("/etc/hostname"), "device\n");
+        assert!(!running.has("/home/note"));
+        running.shuts_down();
+        assert_eq!(device.state().job(job).unwrap().state, JobState::Done);
+    }
 }
 
 fn a_destroyed_header_degrades_the_boot_and_erases_nothing() {
