@@ -22,14 +22,14 @@ pub fn use_it(device: &mut Device) -> Result<String, Failed> {
 
 /// Checks that a device which had the overlay `before` is as the image was, and knows why.
 pub fn is_as_shipped(device: &mut Device, before: &str) -> Case {
+    let report = device.run("cat /run/nemos/boot.json")?.stdout;
     for file in MADE_HERE {
-        assert_ne!(device.run(&format!("test -e {file}"))?.status, 0, "{file} is still there");
+        let there = device.run(&format!("test -e {file}"))?.status == 0;
+        assert!(!there, "{file} is still there; this boot reported {report}");
     }
     assert_ne!(overlay_uuid(device)?, before, "the overlay has still the same volume");
     let job = last_reset(device)?;
     assert_eq!(job["State"], "done", "{job}");
-    let status = device.run("nemosctl status")?;
-    assert_eq!(status.status, 0, "{status:?}");
     has_no_errors(device)
 }
 
