@@ -30,6 +30,8 @@ pub fn is_as_shipped(device: &mut Device, before: &str) -> Case {
     assert_ne!(overlay_uuid(device)?, before, "the overlay has still the same volume");
     let job = last_reset(device)?;
     assert_eq!(job["State"], "done", "{job}");
+    let status = device.run("nemosctl status")?;
+    assert_eq!(status.status, 0, "{status:?}");
     has_no_errors(device)
 }
 
