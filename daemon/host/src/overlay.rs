@@ -26,7 +26,7 @@ const WIPE_MAPPING: &str = "nemos-wipe";
 /// Bytes written at once by the first write of a volume.
 const WIPE_CHUNK: usize = 1 << 20;
 /// How long a mapping may be busy with something that ends by itself.
-const BUSY_LIMIT: Duration = Duration::from_secs(10);
+const BUSY_LIMIT: Duration = Duration::from_secs(60);
 /// Bytes that libcryptsetup puts before the data of a LUKS2 volume by default: both headers and all key slots.
 const LUKS2_AREA: u64 = 16 << 20;
 

@@ -55,7 +55,6 @@ fn main() -> ExitCode {
         daemon::it_is_started_anew_when_it_hangs,
         reset::a_factory_reset_takes_away_what_was_made_on_the_device,
         power::a_reset_that_loses_its_power_is_finished_at_the_next_boot,
-        power::a_reset_that_loses_its_power_at_any_flush_ends_the_same,
         power::a_first_boot_that_loses_its_power_is_finished_at_the_next_boot,
         damage::a_device_without_its_overlay_header_is_degraded_and_erases_nothing,
         damage::a_root_with_a_damaged_superblock_is_refused,
