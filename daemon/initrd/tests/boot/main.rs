@@ -28,7 +28,7 @@ fn main() -> ExitCode {
         a_first_boot_that_is_killed_at_every_step_ends_the_same,
         a_reset_that_is_killed_at_every_step_ends_the_same,
         a_reset_that_is_killed_at_any_moment_ends_the_same,
-        a_reset_that_loses_its_power_at_any_flush_ends_the_same,
+        a_reset_that_loses_its_power_at_every_seventh_flush_ends_the_same,
         a_destroyed_header_degrades_the_boot_and_erases_nothing,
         a_foreign_volume_is_not_opened,
         a_state_that_cannot_be_read_is_left_alone,
@@ -170,7 +170,7 @@ fn a_reset_that_is_killed_at_any_moment_ends_the_same() {
     assert_eq!(device.state().job(job).unwrap().state, JobState::Done);
 }
 
-fn a_reset_that_loses_its_power_at_any_flush_ends_the_same() {
+fn a_reset_that_loses_its_power_at_every_seventh_flush_ends_the_same() {
     let device = Device::provisioned();
     let running = device.boots();
     running.writes("/etc/hostname", "changed");
