@@ -1,6 +1,7 @@
 //! What one types.
 
 use clap::{Parser, Subcommand, ValueEnum};
+use nemos_model::reset::Scope;
 
 /// Looks after the device: its storage, its health, and the way back to its factory state.
 #[derive(Debug, Parser)]
@@ -40,7 +41,7 @@ pub enum Command {
     Status,
     /// Print the health in one line; exit with 0 ok, 1 warning, 2 critical, 3 unknown
     Health,
-    /// Take the device back to its factory state
+    /// Take the device back to the state it was shipped in, all of it or its system only
     Reset(Reset),
     /// See or take back what was asked of the device
     #[command(subcommand)]
@@ -52,25 +53,45 @@ pub enum Command {
 #[command(
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
+    group = clap::ArgGroup::new("scope").required(true).args(["overlay", "factory"]),
     after_help = "Examples:
   nemosctl reset --factory --dry-run       say what would go and what would stay, change nothing
   nemosctl reset --factory                 the same, ask, and reboot into the reset
+  nemosctl reset --overlay --keep /etc/hostname --keep /etc/systemd/network
+                                           take back all changes to the system but these; containers and home stay
+  nemosctl reset --factory --keep-set identity --at 03:00
+                                           tonight, and it is still the same device to its fleet
   nemosctl reset --factory --yes --key ticket-17 --label 'returned by the customer'
                                            for scripts: asked twice with one key, it is done once"
 )]
 pub struct Reset {
+    /// Erase all changes to the system; containers and home stay
+    #[arg(long)]
+    pub overlay: bool,
     /// Erase everything that was made on this device
-    #[arg(long, required = true)]
+    #[arg(long)]
     pub factory: bool,
+    /// Keep this file or folder, with its owner, mode, times and extended attributes
+    #[arg(long, value_name = "PATH")]
+    pub keep: Vec<String>,
+    /// Keep what this set names; sets ship with the image, in /usr/share/nemos/keep.d
+    #[arg(long, value_name = "NAME")]
+    pub keep_set: Vec<String>,
     /// Do not ask
     #[arg(long)]
     pub yes: bool,
     /// Say what would go and what would stay, and change nothing
     #[arg(long, visible_alias = "plan", conflicts_with = "yes")]
     pub dry_run: bool,
+    /// Do it only if the plan is still the one with this name, as --dry-run told it
+    #[arg(long, value_name = "PLAN", requires = "yes")]
+    pub if_plan: Option<String>,
     /// Do not reboot: the next boot resets the device, whoever causes it
     #[arg(long)]
     pub no_reboot: bool,
+    /// Not before this time: `03:00`, `2027-01-31 03:00`, `2027-01-31T03:00:00Z`, or `+2h`
+    #[arg(long, visible_alias = "not-before", value_name = "TIME")]
+    pub at: Option<String>,
     /// A text for your own records, kept with the job
     #[arg(long, value_name = "TEXT")]
     pub label: Option<String>,
@@ -81,9 +102,16 @@ pub struct Reset {
     pub command: Option<ResetCommand>,
 }
 
+impl Reset {
+    /// The scope that was typed.
+    pub const fn scope(&self) -> Scope {
+        if self.overlay { Scope::Overlay } else { Scope::Factory }
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub enum ResetCommand {
-    /// List the resets of this device: when, who asked, how they ended
+    /// List the resets of this device: when, who asked, how they ended, what became of each partition
     History,
 }
 
@@ -96,10 +124,18 @@ pub enum Job {
         /// The job
         id: String,
     },
-    /// Take a job back that has not begun
+    /// Take a job back that has not begun, or was given up
     Cancel {
         /// The job
         id: String,
+    },
+    /// Let the next boot go on with a job that was given up, at the step that failed
+    Retry {
+        /// The job
+        id: String,
+        /// Reboot now
+        #[arg(long)]
+        reboot: bool,
     },
 }
 
@@ -117,6 +153,8 @@ mod tests {
     fn a_reset_without_a_scope_is_wrong_usage() {
         assert!(Arguments::try_parse_from(["nemosctl", "reset"]).is_err());
         assert!(Arguments::try_parse_from(["nemosctl", "reset", "--factory"]).is_ok());
+        assert!(Arguments::try_parse_from(["nemosctl", "reset", "--overlay", "--keep", "/a", "--keep", "/b"]).is_ok());
+        assert!(Arguments::try_parse_from(["nemosctl", "reset", "--overlay", "--factory"]).is_err());
         assert!(Arguments::try_parse_from(["nemosctl", "reset", "history"]).is_ok());
     }
 }

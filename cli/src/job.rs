@@ -1,6 +1,8 @@
 //! `nemosctl job`: what was asked of the device, and how it stands.
 
-use nemos_api::job::{self, JobRecord, RequesterRecord};
+use std::collections::BTreeMap;
+
+use nemos_api::job::{self, JobRecord, RequesterRecord, RetryOptions};
 use nemos_model::JobId;
 use serde::Serialize;
 use zbus::Connection;
@@ -14,7 +16,7 @@ use crate::{Failure, table, text};
 pub struct Job {
     /// Its name.
     pub id: String,
-    /// `provision`, `reset-factory`.
+    /// `provision`, `reset-overlay`, `reset-factory`.
     pub kind: String,
     /// `queued`, `waiting-for-reboot`, `running`, `done`, `failed`, `cancelled`.
     pub state: String,
@@ -28,10 +30,20 @@ pub struct Job {
     pub requested_at: Option<String>,
     /// When it may begin.
     pub not_before: Option<String>,
+    /// When it was begun.
+    pub begun_at: Option<String>,
     /// When it ended.
     pub finished_at: Option<String>,
+    /// Name of the plan that it carries out.
+    pub plan: Option<String>,
     /// `[{"step", "at"}]`: what was done.
     pub steps: Vec<Step>,
+    /// `{"p.lxroot": "key-destroyed|formatted|untouched", ..}`: what became of each partition in a reset.
+    pub grades: BTreeMap<String, String>,
+    /// How many paths a reset keeps.
+    pub kept: u32,
+    /// `[{"check", "passed", "seen"}]`: what was found after a reset.
+    pub audit: Option<Vec<Audited>>,
     /// `{"step", "message", "at", "attempts"}`: what went wrong last.
     pub error: Option<Error>,
 }
@@ -52,6 +64,14 @@ pub struct Step {
     at: Option<String>,
 }
 
+/// What was looked for after a reset.
+#[derive(Debug, Serialize)]
+pub struct Audited {
+    check: String,
+    passed: bool,
+    seen: String,
+}
+
 /// What went wrong last.
 #[derive(Debug, Serialize)]
 pub struct Error {
@@ -59,6 +79,13 @@ pub struct Error {
     message: String,
     at: Option<String>,
     attempts: u32,
+}
+
+/// What was accepted. This is also its shape in `--json`.
+#[derive(Debug, Serialize)]
+struct Retried {
+    job: String,
+    rebooting: bool,
 }
 
 /// Carries out a command about jobs.
@@ -78,11 +105,18 @@ pub async fn run(connection: &Connection, command: Command, output: Output) -> R
             let job = Job::from(job::get(connection, id).await?);
             output.show(&job, |job| format!("job {id} is {}\n", job.state))?;
         }
+        Command::Retry { id, reboot } => {
+            let id = parse(&id)?;
+            job::retry(connection, id, RetryOptions { reboot: Some(reboot) }).await?;
+            let next = if reboot { "rebooting" } else { "the next boot goes on with it" };
+            output.show(&Retried { job: id.to_string(), rebooting: reboot }, |_| format!("job {id}\n{next}\n"))?;
+        }
     }
     Ok(0)
 }
 
-fn parse(id: &str) -> Result<JobId, Failure> {
+/// The job of that name.
+pub fn parse(id: &str) -> Result<JobId, Failure> {
     id.parse().map_err(|error| Failure::Usage(format!("{error}; `nemosctl job list` tells them")))
 }
 
@@ -101,6 +135,22 @@ pub fn render_list(jobs: &[Job], none: &str) -> String {
 }
 
 impl Job {
+    /// Labels of the partitions that it erased, or `-`.
+    pub fn erased(&self) -> String {
+        let erased = self.grades.iter().filter(|(_, grade)| *grade != "untouched").map(|(label, _)| label.as_str());
+        let erased = erased.collect::<Vec<_>>().join(",");
+        if erased.is_empty() { "-".to_owned() } else { erased }
+    }
+
+    /// What the audit came to.
+    pub fn verdict(&self) -> &'static str {
+        match &self.audit {
+            None => "-",
+            Some(checks) if checks.iter().all(|check| check.passed) => "passed",
+            Some(_) => "FAILED",
+        }
+    }
+
     /// One job, for people.
     pub fn render(&self) -> String {
         let mut rows = vec![
@@ -112,7 +162,9 @@ impl Job {
         let times = [
             ("requested at", &self.requested_at),
             ("not before", &self.not_before),
+            ("begun at", &self.begun_at),
             ("ended at", &self.finished_at),
+            ("plan", &self.plan),
             ("next step", &self.step),
         ];
         rows.extend(times.into_iter().filter_map(|(name, value)| Some([name.to_owned(), value.clone()?])));
@@ -121,6 +173,13 @@ impl Job {
                 [done.step.clone(), format!("done {}", done.at.as_deref().unwrap_or("at an unknown time"))]
             }),
         );
+        if self.kept > 0 {
+            rows.push(["keeps".to_owned(), format!("{} paths", self.kept)]);
+        }
+        rows.extend(self.grades.iter().map(|(partition, grade)| [partition.clone(), grade.replace('-', " ")]));
+        rows.extend(self.audit.iter().flatten().map(|Audited { check, passed, seen }| {
+            [format!("audit {check}"), format!("{}: {seen}", if *passed { "passed" } else { "FAILED" })]
+        }));
         if let Some(Error { step, message, attempts, .. }) = &self.error {
             rows.push(["error".to_owned(), format!("{step}: {message} (tries that failed: {attempts})")]);
         }
@@ -129,7 +188,8 @@ impl Job {
 }
 
 impl Requester {
-    fn render(&self) -> String {
+    /// Who it was, for people.
+    pub fn render(&self) -> String {
         let user = self.user.clone().unwrap_or_else(|| format!("uid {}", self.uid));
         let process = self.process.as_ref().map(|process| format!(" through {process}")).unwrap_or_default();
         let label = self.label.as_ref().map(|label| format!(" ({label})")).unwrap_or_default();
@@ -150,8 +210,15 @@ impl From<JobRecord> for Job {
             requested_by: Requester { uid, user, process, label },
             requested_at: text::time(record.requested_at),
             not_before: text::time(record.not_before),
+            begun_at: text::time(record.begun_at),
             finished_at: text::time(record.finished_at),
+            plan: Some(record.plan).filter(|plan| !plan.is_empty()),
             steps: record.result.steps.into_iter().map(|(step, at)| Step { step, at: text::time(at) }).collect(),
+            grades: record.result.grades.into_iter().collect(),
+            kept: record.result.kept,
+            audit: record.result.audit.map(|checks| {
+                checks.into_iter().map(|(check, passed, seen)| Audited { check, passed, seen }).collect()
+            }),
             error: error.message.map(|message| Error {
                 step: error.step.unwrap_or_default(),
                 message,
@@ -168,6 +235,7 @@ mod tests {
     use nemos_model::Timestamp;
     use nemos_model::job::{self, JobState, Kind};
     use nemos_model::reset::Scope;
+    use nemos_model::reset::audit::{Audit, Found, Survey};
 
     fn jobs() -> Vec<Job> {
         let by = |user: &str, label: Option<&str>| job::Requester {
@@ -184,9 +252,11 @@ mod tests {
         while done.next_step().is_some() {
             done.step_done(time(25)).unwrap();
         }
+        done.audit = Some(Audit::new(&Survey::default(), &Found::default(), &[]));
         let mut running = new(8, by("root", None), 100);
         running.begin(time(120)).unwrap();
         running.step_done(time(121)).unwrap();
+        running.step_done(time(122)).unwrap();
         running.attempt_failed("cannot open /dev/vda7: no such device".into(), time(122)).unwrap();
         [done, running].iter().map(JobRecord::from).map(Job::from).collect()
     }
@@ -194,6 +264,11 @@ mod tests {
     #[test]
     fn jobs_are_listed_oldest_first() {
         insta::assert_snapshot!(render_list(&jobs(), "none"));
+    }
+
+    #[test]
+    fn a_reset_that_was_done_says_what_became_of_each_partition() {
+        insta::assert_snapshot!(jobs()[0].render());
     }
 
     #[test]

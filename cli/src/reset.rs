@@ -2,22 +2,24 @@
 
 use std::io::{BufRead, IsTerminal};
 
+use jiff::Zoned;
 use nemos_api::CallError;
 use nemos_api::job;
-use nemos_api::reset::{PlanOptions, PlanRecord, RequestOptions, ResetProxy};
+use nemos_api::reset::{KeptEntry, PlanOptions, PlanRecord, RequestOptions, ResetProxy};
 use nemos_model::job::JobState;
 use nemos_model::partitions::Partition;
 use serde::Serialize;
 use zbus::Connection;
 
 use crate::arguments::{Reset as Arguments, ResetCommand};
-use crate::job::{Job, render_list};
+use crate::job::Job;
 use crate::output::{Output, print};
 use crate::{Failure, table, text};
 
-const SCOPE: &str = "factory";
 /// State of a job that the next boot carries out.
 const WAITING: &str = JobState::WaitingForReboot.name();
+/// State of a job whose time has not come.
+const QUEUED: &str = JobState::Queued.name();
 
 /// What a reset would do. This is also the shape of `--dry-run --json`; sizes in bytes, null where not known.
 #[derive(Debug, Serialize)]
@@ -25,15 +27,21 @@ struct Plan {
     /// The plan's name.
     #[serde(rename = "plan")]
     name: String,
-    /// `factory`.
+    /// `overlay` or `factory`.
     scope: String,
     /// `[{"partition", "how": "key-destroyed|formatted", "size", "used"}]`.
     erased: Vec<Erased>,
     /// Labels of the partitions that stay.
-    kept: Vec<String>,
+    untouched: Vec<String>,
+    /// `[{"path", "entries", "bytes"}]`: what is kept of that which goes.
+    keep: Vec<Kept>,
+    /// `{"needed", "available"}`: the room for it while it waits.
+    room: Option<Room>,
+    /// What the device makes anew of its own.
+    regenerated: Vec<String>,
     /// Names of the steps, in order.
     steps: Vec<String>,
-    /// How long it took the last time.
+    /// How long it takes.
     seconds: Option<u64>,
 }
 
@@ -44,6 +52,21 @@ struct Erased {
     how: String,
     size: Option<u64>,
     used: Option<u64>,
+}
+
+/// A path that is kept.
+#[derive(Debug, Serialize)]
+struct Kept {
+    path: String,
+    entries: u64,
+    bytes: u64,
+}
+
+/// The room for what is kept.
+#[derive(Debug, Serialize)]
+struct Room {
+    needed: u64,
+    available: u64,
 }
 
 /// What was accepted. This is also the shape of `--yes --json`.
@@ -70,24 +93,44 @@ pub async fn run(connection: &Connection, arguments: Arguments, output: Output) 
         Arguments { command: Some(ResetCommand::History), .. } => {
             let records = ResetProxy::new(connection).await?.history().await?;
             let jobs: Vec<Job> = records.into_iter().map(Job::from).collect();
-            output.show(&jobs, |jobs| render_list(jobs, "never reset"))?;
+            output.show(&jobs, |jobs| render_history(jobs))?;
         }
-        Arguments { dry_run: true, .. } => output.show(&ask_plan(connection).await?, Plan::render)?,
+        arguments if arguments.dry_run => output.show(&ask_plan(connection, &arguments).await?, Plan::render)?,
         arguments => output.show(&reset(connection, arguments).await?, Accepted::render)?,
     }
     Ok(0)
 }
 
+/// Resets that have ended, for people: a line each. `nemosctl job show` tells all of one.
+fn render_history(jobs: &[Job]) -> String {
+    if jobs.is_empty() {
+        return "never reset\n".to_owned();
+    }
+    let head = ["REQUESTED", "JOB", "KIND", "STATE", "ENDED", "ERASED", "AUDIT", "BY"].map(str::to_owned);
+    let rows = jobs.iter().map(|job| {
+        let at = |time: &Option<String>| time.clone().unwrap_or_else(|| "-".to_owned());
+        let (asked, ended) = (at(&job.requested_at), at(&job.finished_at));
+        let (kind, state) = (job.kind.clone(), job.state.clone());
+        [asked, job.id.clone(), kind, state, ended, job.erased(), job.verdict().to_owned(), job.requested_by.render()]
+    });
+    table::columns(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
+}
+
 async fn reset(connection: &Connection, arguments: Arguments) -> Result<Accepted, Failure> {
-    let agreed = if arguments.yes { None } else { Some(confirm(connection, arguments.no_reboot).await?) };
+    let at = arguments.at.as_deref().map(|at| text::parse_time(at, &Zoned::now()));
+    let not_before = at.transpose().map_err(Failure::Usage)?;
+    let agreed = if arguments.yes { arguments.if_plan.clone() } else { Some(confirm(connection, &arguments).await?) };
+    let scope = arguments.scope().name();
     let options = RequestOptions {
+        keep: some(&arguments.keep),
+        keep_sets: some(&arguments.keep_set),
         key: arguments.key,
         label: arguments.label,
         reboot: Some(!arguments.no_reboot),
         plan: agreed,
-        not_before: None,
+        not_before,
     };
-    let path = ResetProxy::new(connection).await?.request(SCOPE, options).await?;
+    let path = ResetProxy::new(connection).await?.request(scope, options).await?;
     let id = job::id_at(path.as_str()).ok_or(zbus::Error::InvalidReply)?;
     let state = match job::get(connection, id).await {
         Ok(job) => job.state,
@@ -100,9 +143,13 @@ async fn reset(connection: &Connection, arguments: Arguments) -> Result<Accepted
 }
 
 /// Says what will go, and asks. Gives back the name of the plan that was agreed to.
-async fn confirm(connection: &Connection, no_reboot: bool) -> Result<String, Failure> {
-    let plan = ask_plan(connection).await?;
-    let question = if no_reboot { "Erase at the next boot?" } else { "Reboot now and erase?" };
+async fn confirm(connection: &Connection, arguments: &Arguments) -> Result<String, Failure> {
+    let plan = ask_plan(connection, arguments).await?;
+    let question = match (&arguments.at, arguments.no_reboot) {
+        (Some(at), _) => format!("Erase at {at}?"),
+        (None, true) => "Erase at the next boot?".to_owned(),
+        (None, false) => "Reboot now and erase?".to_owned(),
+    };
     print(&format!("{}\n{question} [y/N] ", plan.render()))?;
     let mut answer = String::new();
     std::io::stdin().lock().read_line(&mut answer)?;
@@ -112,8 +159,17 @@ async fn confirm(connection: &Connection, no_reboot: bool) -> Result<String, Fai
     }
 }
 
-async fn ask_plan(connection: &Connection) -> Result<Plan, Failure> {
-    let options = PlanOptions { scope: Some(SCOPE.to_owned()) };
+/// A list as an option: not there if it is empty.
+fn some(list: &[String]) -> Option<Vec<String>> {
+    (!list.is_empty()).then(|| list.to_vec())
+}
+
+async fn ask_plan(connection: &Connection, arguments: &Arguments) -> Result<Plan, Failure> {
+    let options = PlanOptions {
+        scope: Some(arguments.scope().name().to_owned()),
+        keep: some(&arguments.keep),
+        keep_sets: some(&arguments.keep_set),
+    };
     let (name, record) = ResetProxy::new(connection).await?.plan(options).await?;
     Ok(Plan::new(name, record))
 }
@@ -123,6 +179,7 @@ impl Accepted {
         let next = match (self.rebooting, self.state.as_str()) {
             (true, _) => "rebooting",
             (false, WAITING) => "the next boot resets the device",
+            (false, QUEUED) => "waits for its time; `nemosctl job cancel` takes it back",
             (false, state) => state,
         };
         format!("job {}\n{next}\n", self.job)
@@ -131,14 +188,17 @@ impl Accepted {
 
 impl Plan {
     fn new(name: String, record: PlanRecord) -> Self {
-        let PlanRecord { scope, erased, kept, steps, seconds } = record;
+        let PlanRecord { scope, erased, untouched, keep, room_needed, room_available, regenerated, steps, seconds } =
+            record;
         let erased = erased.into_iter().map(|entry| Erased {
             partition: entry.partition,
             how: entry.how,
             size: entry.size,
             used: entry.used,
         });
-        Plan { name, scope, erased: erased.collect(), kept, steps, seconds }
+        let keep = keep.into_iter().map(|KeptEntry { path, entries, bytes }| Kept { path, entries, bytes }).collect();
+        let room = room_needed.zip(room_available).map(|(needed, available)| Room { needed, available });
+        Plan { name, scope, erased: erased.collect(), untouched, keep, room, regenerated, steps, seconds }
     }
 
     /// The plan, for people.
@@ -152,10 +212,34 @@ impl Plan {
             };
             [format!("  {}", erased.partition), holds(&erased.partition).to_owned(), used, how]
         });
-        let kept = self.kept.iter().map(|label| [format!("  {label}"), holds(label).to_owned()]);
-        let (erased, kept): (Vec<_>, Vec<_>) = (erased.collect(), kept.collect());
-        let last = self.seconds.map(|seconds| format!("It took {seconds} s the last time.\n")).unwrap_or_default();
-        format!("This goes:\n{}\nThis stays:\n{}\n{last}", table::columns(&erased), table::columns(&kept))
+        let untouched = self.untouched.iter().map(|label| [format!("  {label}"), holds(label).to_owned()]);
+        let (erased, untouched): (Vec<_>, Vec<_>) = (erased.collect(), untouched.collect());
+        let mut parts = vec![format!("This goes:\n{}", table::columns(&erased))];
+        parts.extend(self.render_kept());
+        parts.push(format!("This stays:\n{}", table::columns(&untouched)));
+        if !self.regenerated.is_empty() {
+            parts.push(format!("The device makes anew: {}.\n", self.regenerated.join(", ")));
+        }
+        parts.extend(self.seconds.map(|seconds| format!("It takes about {seconds} s besides the reboot.\n")));
+        parts.push(format!("Plan {}\n", self.name));
+        parts.join("\n")
+    }
+
+    fn render_kept(&self) -> Option<String> {
+        let room = self.room.as_ref()?;
+        let rows = self.keep.iter().map(|Kept { path, entries, bytes }| match entries {
+            0 => [format!("  {path}"), "is not there".to_owned()],
+            1 => [format!("  {path}"), text::bytes(*bytes)],
+            many => [format!("  {path}"), format!("{many} files and folders, {}", text::bytes(*bytes))],
+        });
+        let rows = table::columns(&rows.collect::<Vec<_>>());
+        let (needed, available) = (text::bytes(room.needed), text::bytes(room.available));
+        let fits = if room.needed <= room.available {
+            format!("It waits encrypted on p.lxstate meanwhile, in {needed} of {available}.")
+        } else {
+            format!("THIS DOES NOT FIT: it needs {needed} on p.lxstate while it waits, and there are {available}.")
+        };
+        Some(format!("This is kept of it:\n{rows}{fits}\n"))
     }
 }
 
@@ -183,7 +267,15 @@ mod tests {
                 erased("p.lxoci-storage", "formatted", None),
                 erased("p.lxhome", "formatted", Some(4096)),
             ],
-            kept: ["p.UEFI", "p.lxoci-preloaded", "p.lxstate", "p.lxreadonly"].map(str::to_owned).to_vec(),
+            untouched: ["p.UEFI", "p.lxoci-preloaded", "p.lxstate", "p.lxreadonly"].map(str::to_owned).to_vec(),
+            keep: vec![
+                KeptEntry { path: "/etc/hostname".into(), entries: 1, bytes: 4096 },
+                KeptEntry { path: "/etc/machine-id".into(), entries: 0, bytes: 0 },
+                KeptEntry { path: "/home/admin".into(), entries: 17, bytes: 3 << 20 },
+            ],
+            room_needed: Some(8 << 20),
+            room_available: Some(50 << 20),
+            regenerated: vec!["SSH host keys".into()],
             steps: vec!["destroy-keys".into(), "create-volume".into()],
             seconds: Some(9),
         };

@@ -1,6 +1,7 @@
 //! Numbers and times, for people.
 
-use jiff::Timestamp;
+use jiff::civil::{DateTime, Time};
+use jiff::{Span, Timestamp, Zoned};
 
 /// Bytes in the largest unit of which there is at least one: `512 MiB`, `1.5 GiB`.
 pub fn bytes(count: u64) -> String {
@@ -27,9 +28,57 @@ pub fn time(seconds: u64) -> Option<String> {
     Timestamp::from_second(seconds).ok().map(|time| time.to_string())
 }
 
+/// A time to come, as one types it: an instant (`2027-01-31T03:00:00Z`), a local time (`2027-01-31 03:00`, `03:00`: the next
+/// one) or a while from now (`+2h 30m`). In seconds since the epoch; or what is wrong with it.
+pub fn parse_time(text: &str, now: &Zoned) -> Result<u64, String> {
+    let zone = now.time_zone();
+    let time = if let Some(while_from_now) = text.strip_prefix('+') {
+        let span: Span =
+            while_from_now.parse().map_err(|error| format!("`{text}` is not a while from now: {error}"))?;
+        now.checked_add(span).map_err(|error| format!("`{text}` cannot be: {error}"))?.timestamp()
+    } else if let Ok(instant) = text.parse::<Timestamp>() {
+        instant
+    } else if let Ok(date_time) = text.parse::<DateTime>() {
+        local(date_time, zone)?
+    } else if let Ok(clock) = text.parse::<Time>() {
+        let today = now.date().to_datetime(clock);
+        let next = if today > now.datetime() { Ok(today) } else { today.checked_add(Span::new().days(1)) };
+        local(next.map_err(|error| error.to_string())?, zone)?
+    } else {
+        return Err(format!("`{text}` is not a time; write 03:00, `2027-01-31 03:00`, 2027-01-31T03:00:00Z or +2h"));
+    };
+    match u64::try_from(time.as_second()) {
+        Ok(seconds) if time > now.timestamp() => Ok(seconds),
+        _ => Err(format!("`{text}` is in the past: it is {} now", now.strftime("%F %T %Z"))),
+    }
+}
+
+fn local(time: DateTime, zone: &jiff::tz::TimeZone) -> Result<Timestamp, String> {
+    zone.to_timestamp(time).map_err(|error| error.to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_time_is_typed_as_people_and_programs_write_it() {
+        let now: Zoned = "2026-11-24T12:00:00[UTC]".parse().unwrap();
+        let at = |text: &str| parse_time(text, &now).map(|seconds| time(seconds).unwrap());
+        for (typed, meant) in [
+            ("13:30", "2026-11-24T13:30:00Z"),
+            ("03:00", "2026-11-25T03:00:00Z"),
+            ("2027-01-31 03:00", "2027-01-31T03:00:00Z"),
+            ("2027-01-31T03:00:00+02:00", "2027-01-31T01:00:00Z"),
+            ("+2h", "2026-11-24T14:00:00Z"),
+            ("+1d 30m", "2026-11-25T12:30:00Z"),
+        ] {
+            assert_eq!(at(typed).as_deref(), Ok(meant), "{typed}");
+        }
+        for typed in ["", "tomorrow", "25:00", "2026-11-24 11:59", "+", "-2h", "1795442786"] {
+            assert!(at(typed).is_err(), "{typed}");
+        }
+    }
 
     #[test]
     fn bytes_are_short() {

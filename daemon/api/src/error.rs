@@ -2,6 +2,7 @@
 
 use nemos_model::job::InvalidJobId;
 use nemos_model::reset::UnknownScope;
+use nemos_model::reset::keep::BadKeep;
 use nemos_model::state::NotTaken;
 use thiserror::Error;
 use zbus::message::Header;
@@ -94,10 +95,10 @@ impl DBusError for Error {
 impl From<NotTaken> for Error {
     fn from(refusal: NotTaken) -> Self {
         let kind = match refusal {
-            NotTaken::Busy(_) => ErrorKind::Busy,
+            NotTaken::Busy(_) | NotTaken::KeptDataWaits(_) => ErrorKind::Busy,
             NotTaken::Text(_) => ErrorKind::InvalidArgument,
             NotTaken::NoSuchJob(_) => ErrorKind::NotFound,
-            NotTaken::Refused(_) => ErrorKind::Failed,
+            NotTaken::Refused(_) | NotTaken::NotTheLatest(_) => ErrorKind::Failed,
         };
         Error::new(kind, refusal.to_string())
     }
@@ -106,6 +107,14 @@ impl From<NotTaken> for Error {
 impl From<UnknownScope> for Error {
     fn from(error: UnknownScope) -> Self {
         Error::new(ErrorKind::InvalidArgument, error.to_string())
+    }
+}
+
+impl From<BadKeep> for Error {
+    fn from(error: BadKeep) -> Self {
+        let kind =
+            if matches!(error, BadKeep::NotOpen { .. }) { ErrorKind::Failed } else { ErrorKind::InvalidArgument };
+        Error::new(kind, error.to_string())
     }
 }
 

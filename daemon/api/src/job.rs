@@ -4,12 +4,14 @@ use std::collections::HashMap;
 
 use nemos_model::JobId;
 use nemos_model::job::{Job, Requester};
+use nemos_model::reset::audit::Audit;
 use nemos_model::state::NotTaken;
 use zbus::proxy::CacheProperties;
 use zbus::{Connection, DeserializeDict, ObjectPath, OwnedObjectPath, SerializeDict, Type, proxy};
 
-use crate::CallError;
+use crate::options::{Dictionary, Options};
 use crate::reset::ResetProxy;
+use crate::{CallError, Error};
 
 /// The Job interface, of each object below `/org/nemos/Device1/jobs`.
 #[proxy(interface = "org.nemos.Device1.Job", default_service = "org.nemos.Device1", assume_defaults = false)]
@@ -17,6 +19,27 @@ pub trait Job {
     /// Takes the job back, if it has not begun.
     #[zbus(allow_interactive_auth)]
     fn cancel(&self) -> Result<(), CallError>;
+
+    /// Tries the job again that was given up.
+    #[zbus(allow_interactive_auth)]
+    fn retry(&self, options: RetryOptions) -> Result<(), CallError>;
+}
+
+/// Options of `Retry`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, SerializeDict, Type)]
+#[zbus(signature = "a{sv}")]
+pub struct RetryOptions {
+    /// Reboot at once.
+    pub reboot: Option<bool>,
+}
+
+impl RetryOptions {
+    /// Reads what a caller sent.
+    pub fn parse(dictionary: Dictionary) -> Result<Self, Error> {
+        let mut options = Options::new(dictionary);
+        let read = RetryOptions { reboot: options.take("reboot")? };
+        options.finish().map(|()| read)
+    }
 }
 
 /// Name of the Job interface.
@@ -29,13 +52,25 @@ pub async fn get(connection: &Connection, id: JobId) -> Result<JobRecord, CallEr
     Ok(reply.map_err(|error| not_there(id, error))?.body().deserialize()?)
 }
 
-/// Takes a job back, if it has not begun.
+/// Takes a job back, if it has not begun or was given up.
 pub async fn cancel(connection: &Connection, id: JobId) -> Result<(), CallError> {
-    let job = JobProxy::builder(connection).path(path(id)).cache_properties(CacheProperties::No).build().await?;
-    job.cancel().await.map_err(|error| match error {
+    proxy(connection, id).await?.cancel().await.map_err(|error| known(id, error))
+}
+
+/// Tries a job again that was given up.
+pub async fn retry(connection: &Connection, id: JobId, options: RetryOptions) -> Result<(), CallError> {
+    proxy(connection, id).await?.retry(options).await.map_err(|error| known(id, error))
+}
+
+async fn proxy(connection: &Connection, id: JobId) -> Result<JobProxy<'static>, CallError> {
+    Ok(JobProxy::builder(connection).path(path(id)).cache_properties(CacheProperties::No).build().await?)
+}
+
+fn known(id: JobId, error: CallError) -> CallError {
+    match error {
         CallError::Unreachable(error) => not_there(id, error),
         refused @ CallError::Refused(_) => refused,
-    })
+    }
 }
 
 /// A job that does not exist has no object.
@@ -86,7 +121,7 @@ pub fn id_at(path: &str) -> Option<JobId> {
 pub struct JobRecord {
     /// Its name.
     pub id: String,
-    /// `provision`, `reset-factory`.
+    /// `provision`, `reset-overlay`, `reset-factory`.
     pub kind: String,
     /// `queued`, `waiting-for-reboot`, `running`, `done`, `failed` or `cancelled`.
     pub state: String,
@@ -100,8 +135,12 @@ pub struct JobRecord {
     pub requested_at: u64,
     /// When it may begin.
     pub not_before: u64,
+    /// When the initrd began with it.
+    pub begun_at: u64,
     /// When it ended.
     pub finished_at: u64,
+    /// Name of the plan that it carries out.
+    pub plan: String,
     /// What was done.
     pub result: JobResult,
     /// What went wrong last.
@@ -128,6 +167,12 @@ pub struct RequesterRecord {
 pub struct JobResult {
     /// Each step that was done, and when.
     pub steps: Vec<(String, u64)>,
+    /// What became of each partition in a reset: its label; `key-destroyed`, `formatted` or `untouched`.
+    pub grades: Vec<(String, String)>,
+    /// How many paths it keeps.
+    pub kept: u32,
+    /// What was checked after a reset: the check, whether it is as it should be, what was seen. Not there before that.
+    pub audit: Option<Vec<(String, bool, String)>>,
 }
 
 /// The last try that failed; empty if none did.
@@ -156,9 +201,27 @@ impl From<&Job> for JobRecord {
             requested_by: RequesterRecord::from(&job.requested_by),
             requested_at: job.requested_at.0,
             not_before: job.not_before.map_or(0, |time| time.0),
+            begun_at: job.begun_at.map_or(0, |time| time.0),
             finished_at: job.finished_at.map_or(0, |time| time.0),
-            result: JobResult { steps: job.steps.iter().map(|done| (done.step.to_string(), done.at.0)).collect() },
+            plan: job.plan.map(|plan| plan.to_string()).unwrap_or_default(),
+            result: JobResult::from(job),
             error: JobError::from(job),
+        }
+    }
+}
+
+impl From<&Job> for JobResult {
+    fn from(job: &Job) -> Self {
+        let grades = job.grades().into_iter();
+        let checks = |audit: &Audit| {
+            let checks = audit.checks.iter();
+            checks.map(|check| (check.check.name().to_owned(), check.passed, check.seen.clone())).collect()
+        };
+        JobResult {
+            steps: job.steps.iter().map(|done| (done.step.to_string(), done.at.0)).collect(),
+            grades: grades.map(|(partition, grade)| (partition.label().to_owned(), grade.name().to_owned())).collect(),
+            kept: u32::try_from(job.keep.len()).unwrap_or(u32::MAX),
+            audit: job.audit.as_ref().map(checks),
         }
     }
 }

@@ -22,6 +22,8 @@ pub const PATH: &str = "/org/nemos/Device1";
 
 /// polkit's names for what may be asked. Each verb has its own, so that an agent can be given exactly one.
 pub mod action {
+    /// Take all changes to the root back.
+    pub const RESET_OVERLAY: &str = "org.nemos.device1.reset.overlay";
     /// Take the device back to its factory state.
     pub const RESET_FACTORY: &str = "org.nemos.device1.reset.factory";
     /// Take back a job that has not begun.

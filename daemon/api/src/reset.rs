@@ -1,7 +1,9 @@
 //! Back to the image as it was shipped.
 
 use nemos_model::Timestamp;
-use nemos_model::reset::{Erased, Plan, Scope, Step};
+use nemos_model::reset::keep::{BadKeep, Kept};
+use nemos_model::reset::plan::Erased;
+use nemos_model::reset::{Plan, Scope, Step, Wish};
 use zbus::{DeserializeDict, OwnedObjectPath, SerializeDict, Type, proxy};
 
 use crate::job::JobRecord;
@@ -16,6 +18,7 @@ use crate::{CallError, Error};
 )]
 pub trait Reset {
     /// What a reset would do: the plan's name, and the plan.
+    #[zbus(allow_interactive_auth)]
     fn plan(&self, options: PlanOptions) -> Result<(String, PlanRecord), CallError>;
 
     /// Asks for a reset; gives back its job.
@@ -33,18 +36,32 @@ pub trait Reset {
 
 /// Options of `Plan`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, SerializeDict, Type)]
-#[zbus(signature = "a{sv}")]
+#[zbus(signature = "a{sv}", rename_all = "kebab-case")]
 pub struct PlanOptions {
     /// Scope of the reset; `factory` if not given.
     pub scope: Option<String>,
+    /// Paths to keep.
+    pub keep: Option<Vec<String>>,
+    /// Keep sets of the image, by name.
+    pub keep_sets: Option<Vec<String>>,
 }
 
 impl PlanOptions {
     /// Reads what a caller sent.
     pub fn parse(dictionary: Dictionary) -> Result<Self, Error> {
         let mut options = Options::new(dictionary);
-        let read = PlanOptions { scope: options.take("scope")? };
+        let read = PlanOptions {
+            scope: options.take("scope")?,
+            keep: options.take("keep")?,
+            keep_sets: options.take("keep-sets")?,
+        };
         options.finish().map(|()| read)
+    }
+
+    /// What is wished.
+    pub fn wish(&self) -> Result<Wish, Error> {
+        let scope = self.scope.as_deref().map_or(Ok(Scope::Factory), str::parse)?;
+        wish(scope, self.keep.as_deref(), self.keep_sets.as_deref())
     }
 }
 
@@ -56,6 +73,10 @@ pub struct RequestOptions {
     pub key: Option<String>,
     /// A label for the caller's own records.
     pub label: Option<String>,
+    /// Paths to keep.
+    pub keep: Option<Vec<String>>,
+    /// Keep sets of the image, by name.
+    pub keep_sets: Option<Vec<String>>,
     /// Not to begin before this, in seconds since the epoch.
     pub not_before: Option<u64>,
     /// Reboot as soon as the job is due.
@@ -71,6 +92,8 @@ impl RequestOptions {
         let read = RequestOptions {
             key: options.take("key")?,
             label: options.take("label")?,
+            keep: options.take("keep")?,
+            keep_sets: options.take("keep-sets")?,
             not_before: options.take("not-before")?,
             reboot: options.take("reboot")?,
             plan: options.take("plan")?,
@@ -82,22 +105,53 @@ impl RequestOptions {
     pub fn not_before(&self) -> Option<Timestamp> {
         self.not_before.map(Timestamp)
     }
+
+    /// What is wished.
+    pub fn wish(&self, scope: Scope) -> Result<Wish, Error> {
+        wish(scope, self.keep.as_deref(), self.keep_sets.as_deref())
+    }
+}
+
+fn wish(scope: Scope, keep: Option<&[String]>, sets: Option<&[String]>) -> Result<Wish, Error> {
+    let keep = keep.unwrap_or_default().iter().map(|path| path.parse()).collect::<Result<_, BadKeep>>()?;
+    let sets = sets.unwrap_or_default().iter().map(|name| name.parse()).collect::<Result<_, BadKeep>>()?;
+    Ok(Wish { scope, keep, sets })
 }
 
 /// A [`Plan`] on the wire.
 #[derive(Debug, Clone, PartialEq, Eq, SerializeDict, DeserializeDict, Type)]
-#[zbus(signature = "a{sv}")]
+#[zbus(signature = "a{sv}", rename_all = "kebab-case")]
 pub struct PlanRecord {
-    /// `factory`.
+    /// `overlay` or `factory`.
     pub scope: String,
     /// What goes.
     pub erased: Vec<ErasedEntry>,
     /// Labels of the partitions that stay as they are.
-    pub kept: Vec<String>,
-    /// What is made anew, step by step.
+    pub untouched: Vec<String>,
+    /// What is kept of that which goes.
+    pub keep: Vec<KeptEntry>,
+    /// Bytes that it needs while it waits, and bytes that there are; not there if nothing is kept.
+    pub room_needed: Option<u64>,
+    /// See `room_needed`.
+    pub room_available: Option<u64>,
+    /// What the device makes anew of its own: `machine-id`, `SSH host keys`.
+    pub regenerated: Vec<String>,
+    /// What is done, step by step.
     pub steps: Vec<String>,
-    /// How long it takes; not there if this device never did it.
+    /// How long it takes; not there if this device never did any of it.
     pub seconds: Option<u64>,
+}
+
+/// A path that is kept.
+#[derive(Debug, Clone, PartialEq, Eq, SerializeDict, DeserializeDict, Type)]
+#[zbus(signature = "a{sv}")]
+pub struct KeptEntry {
+    /// The path.
+    pub path: String,
+    /// Files, folders and links at and below it.
+    pub entries: u64,
+    /// Bytes of their contents.
+    pub bytes: u64,
 }
 
 /// A partition whose contents go.
@@ -119,10 +173,20 @@ impl From<&Plan> for PlanRecord {
         PlanRecord {
             scope: plan.scope.to_string(),
             erased: plan.erased.iter().map(ErasedEntry::from).collect(),
-            kept: plan.kept.iter().map(|partition| partition.label().to_owned()).collect(),
-            steps: Scope::steps(plan.scope).iter().map(Step::to_string).collect(),
+            untouched: plan.untouched.iter().map(|partition| partition.label().to_owned()).collect(),
+            keep: plan.keep.iter().map(KeptEntry::from).collect(),
+            room_needed: plan.room.map(|room| room.needed),
+            room_available: plan.room.map(|room| room.available),
+            regenerated: plan.regenerated().into_iter().map(str::to_owned).collect(),
+            steps: plan.steps().iter().map(Step::to_string).collect(),
             seconds: plan.seconds,
         }
+    }
+}
+
+impl From<&Kept> for KeptEntry {
+    fn from(kept: &Kept) -> Self {
+        KeptEntry { path: kept.path.to_string(), entries: kept.usage.entries, bytes: kept.usage.bytes }
     }
 }
 
@@ -156,11 +220,13 @@ mod tests {
     proptest! {
         #[test]
         fn options_arrive_as_they_were_sent(
-            key: Option<String>, label: Option<String>, not_before: Option<u64>, reboot: Option<bool>,
+            key: Option<String>, label: Option<String>, not_before: Option<u64>, reboot: Option<bool>, keep: Option<Vec<String>>,
         ) {
             // D-Bus strings have no NUL in them.
             let clean = |text: Option<String>| text.map(|text| text.replace('\0', ""));
-            let options = RequestOptions { key: clean(key), label: clean(label), not_before, reboot, plan: None };
+            let keep = keep.map(|paths| paths.into_iter().filter_map(|path| clean(Some(path))).collect());
+            let (key, label) = (clean(key), clean(label));
+            let options = RequestOptions { key, label, keep, not_before, reboot, ..RequestOptions::default() };
             prop_assert_eq!(RequestOptions::parse(sent(&options)), Ok(options));
         }
     }

@@ -28,7 +28,7 @@ const WIPE_CHUNK: usize = 1 << 20;
 /// How long a mapping may be busy with something that ends by itself.
 const BUSY_LIMIT: Duration = Duration::from_secs(60);
 /// Bytes that libcryptsetup puts before the data of a LUKS2 volume by default: both headers and all key slots.
-const LUKS2_AREA: u64 = 16 << 20;
+pub(crate) const LUKS2_AREA: u64 = 16 << 20;
 
 /// A problem with the overlay's volume.
 #[derive(Debug, Error)]
@@ -153,7 +153,7 @@ pub fn create_volume(
 }
 
 /// A key file is not guessed word by word: stretching it would cost time at every boot and protect nothing.
-fn key_file_pbkdf() -> CryptPbkdfType {
+pub(crate) fn key_file_pbkdf() -> CryptPbkdfType {
     CryptPbkdfType {
         type_: CryptKdf::Pbkdf2,
         hash: Some("sha256".to_owned()),
@@ -224,7 +224,7 @@ pub fn close(partition: &Path) -> Result<(), CryptError> {
 }
 
 /// Takes a mapping away. udev looks into every new mapping, and for that moment it is busy.
-fn deactivate(device: &mut CryptDevice, name: &str) -> Result<(), LibcryptErr> {
+pub(crate) fn deactivate(device: &mut CryptDevice, name: &str) -> Result<(), LibcryptErr> {
     let mut deactivate = || device.activate_handle().deactivate(name, CryptDeactivate::empty());
     let is_busy = |error: &LibcryptErr| matches!(error, LibcryptErr::IOError(error) if error.kind() == io::ErrorKind::ResourceBusy);
     let ended = wait_for(BUSY_LIMIT, || match deactivate() {
@@ -234,7 +234,7 @@ fn deactivate(device: &mut CryptDevice, name: &str) -> Result<(), LibcryptErr> {
     ended.unwrap_or_else(deactivate)
 }
 
-fn is_open(name: &str) -> Result<bool, LibcryptErr> {
+pub(crate) fn is_open(name: &str) -> Result<bool, LibcryptErr> {
     let status = libcryptsetup_rs::status(None, name)?;
     Ok(matches!(status, CryptStatusInfo::Active | CryptStatusInfo::Busy))
 }

@@ -17,7 +17,7 @@ use thiserror::Error;
 use tracing::{error, info};
 
 use crate::overlay::{self, Opened};
-use crate::reset::{self, Done};
+use crate::reset::{self, Done, Place};
 
 /// Where systemd's initrd expects the root.
 const SYSROOT: &str = "/sysroot";
@@ -55,7 +55,7 @@ pub enum Refused {
 /// Opens, carries out, mounts and reports.
 pub fn boot() -> Result<(), Refused> {
     let command_line = fs::read_to_string("/proc/cmdline").map_err(Refused::NoCommandLine)?;
-    let CommandLine { root_hash } = CommandLine::parse(&command_line)?;
+    let CommandLine { root_hash, factory_reset } = CommandLine::parse(&command_line)?;
     let disk = Disk::booted(APPEAR)?;
     info!("booting from {}", disk.device.display());
 
@@ -67,7 +67,10 @@ pub fn boot() -> Result<(), Refused> {
     read_through(&lower.join("sbin/init"))?;
 
     let sysroot = Path::new(SYSROOT);
-    let done = with_state(&disk, |store| reset::carry_out(store, &disk));
+    let done = with_state(&disk, |store, state| {
+        let place = Place { disk: &disk, lower, state };
+        reset::carry_out(store, &place, factory_reset)
+    });
     let opened = overlay::open(&disk, done.volume, lower, sysroot)?;
 
     let mut degraded = done.degraded;
@@ -87,14 +90,14 @@ pub fn boot() -> Result<(), Refused> {
 
 /// Works on the state store while `p.lxstate` is mounted for it. A state that cannot be used means that nothing is
 /// carried out: a request that cannot be read is not a request.
-fn with_state(disk: &Disk, work: impl FnOnce(&Store) -> Done) -> Done {
+fn with_state(disk: &Disk, work: impl FnOnce(&Store, &Path) -> Done) -> Done {
     let folder = Path::new(STATE);
     let unusable = |error: &dyn std::error::Error| Done::nothing(Reason::StateUnreadable { error: error.to_string() });
     if let Err(error) = mount(disk, Partition::State, folder) {
         return Done::nothing(Reason::StateUnreadable { error });
     }
     let done = match Store::open(folder) {
-        Ok(store) => work(&store),
+        Ok(store) => work(&store, folder),
         Err(error) => unusable(&error),
     };
     if let Err(error) = unmount(folder) {

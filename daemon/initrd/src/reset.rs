@@ -5,6 +5,7 @@ use std::path::Path;
 use nemos_host::job::new_id;
 use nemos_host::keys::read_key_file;
 use nemos_host::partitions::Disk;
+use nemos_host::reset::{Work, carry_out as carry_out_step, destroy_stage};
 use nemos_host::state::{StateError, Store};
 use nemos_host::time::now;
 use nemos_model::JobId;
@@ -12,10 +13,9 @@ use nemos_model::boot::Reason;
 use nemos_model::job::Job;
 use nemos_model::keys::DEMO_KEY_FILE;
 use nemos_model::reset::Step;
-use nemos_model::state::{DeviceState, NotTaken, Volume};
+use nemos_model::state::{AtBoot, DeviceState, NotTaken, Outcome, Volume};
 use thiserror::Error;
-use tracing::info;
-use uuid::Uuid;
+use tracing::{info, warn};
 
 /// A folder to mount on while a file system is made.
 const SCRATCH: &str = "/run/nemos/scratch";
@@ -46,35 +46,77 @@ enum Interrupted {
     NotTaken(#[from] NotTaken),
 }
 
+/// What this boot works with.
+pub struct Place<'a> {
+    /// The disk that was booted.
+    pub disk: &'a Disk,
+    /// Where the read-only root is mounted.
+    pub lower: &'a Path,
+    /// Where `p.lxstate` is mounted.
+    pub state: &'a Path,
+}
+
 /// Carries out the pending job, if there is one and it is due: step by step, each recorded before the next begins.
-pub fn carry_out(store: &Store, disk: &Disk) -> Done {
+///
+/// `command_line_asks` says that whoever boots asks for a factory reset.
+pub fn carry_out(store: &Store, place: &Place<'_>, command_line_asks: bool) -> Done {
     let mut state = match store.read() {
         Ok(state) => state,
         Err(error) => return Done::nothing(Reason::StateUnreadable { error: error.to_string() }),
     };
     let mut job = None;
-    let failed = begin(store, &mut state).and_then(|begun| {
-        job = begun;
-        begun.map_or(Ok(None), |id| do_steps(id, store, disk, &mut state))
+    let failed = begin(store, &mut state, command_line_asks).and_then(|begun| {
+        drop_unneeded_stage(place, &state);
+        match begun {
+            AtBoot::Nothing => Ok(None),
+            AtBoot::GivenUp(id) => {
+                job = Some(id);
+                Ok(state.job(id).and_then(given_up))
+            }
+            AtBoot::CarryOut(id) => {
+                job = Some(id);
+                do_steps(id, store, place, &mut state)
+            }
+        }
     });
     let reason = failed.unwrap_or_else(|error| Some(Reason::StateUnreadable { error: error.to_string() }));
     Done { job, volume: Some(state.volume), degraded: reason.into_iter().collect() }
 }
 
-fn begin(store: &Store, state: &mut DeviceState) -> Result<Option<JobId>, Interrupted> {
-    let begun = state.begin_at_boot(new_id(), now()).map_err(NotTaken::from)?;
-    if begun.is_some() {
+fn begin(store: &Store, state: &mut DeviceState, command_line_asks: bool) -> Result<AtBoot, Interrupted> {
+    let begun = state.begin_at_boot(new_id(), command_line_asks, now()).map_err(NotTaken::from)?;
+    if begun != AtBoot::Nothing {
         store.write(state)?;
     }
     Ok(begun)
 }
 
+/// What a job was to keep that was given up for good must not lie around.
+fn drop_unneeded_stage(place: &Place<'_>, state: &DeviceState) {
+    if !state.needs_stage()
+        && let Err(error) = destroy_stage(place.state)
+    {
+        warn!("kept data that nobody waits for any more is still there: {error}");
+    }
+}
+
+/// Why a job was given up before this boot could go on with it.
+fn given_up(job: &Job) -> Option<Reason> {
+    let last = job.attempts.last()?;
+    Some(Reason::JobFailed { job: job.id, step: last.step, error: last.error.clone(), retry: false })
+}
+
 /// Gives the reason if a step failed.
-fn do_steps(id: JobId, store: &Store, disk: &Disk, state: &mut DeviceState) -> Result<Option<Reason>, Interrupted> {
-    while let Some(step) = state.job(id).and_then(Job::next_step) {
+fn do_steps(
+    id: JobId,
+    store: &Store,
+    place: &Place<'_>,
+    state: &mut DeviceState,
+) -> Result<Option<Reason>, Interrupted> {
+    while let Some((job, step)) = state.job(id).and_then(|job| Some((job, job.next_step()?))) {
         info!("job {id}: {step}");
-        match one_step(step, disk) {
-            Ok(volume) => state.step_done(id, volume, now())?,
+        match one_step(step, job, place) {
+            Ok(outcome) => state.step_done(id, outcome, now())?,
             Err(error) => {
                 state.attempt_failed(id, error.clone(), now())?;
                 store.write(state)?;
@@ -88,7 +130,7 @@ fn do_steps(id: JobId, store: &Store, disk: &Disk, state: &mut DeviceState) -> R
     Ok(None)
 }
 
-fn one_step(step: Step, disk: &Disk) -> Result<Option<Uuid>, String> {
+fn one_step(step: Step, job: &Job, place: &Place<'_>) -> Result<Outcome, String> {
     let secret = read_key_file(Path::new(DEMO_KEY_FILE)).map_err(|error| error.to_string())?;
     let mut last_tenth = 0;
     let mut progress = |bytes: u64, all: u64| {
@@ -98,6 +140,7 @@ fn one_step(step: Step, disk: &Disk) -> Result<Option<Uuid>, String> {
             info!("{step}: {} of {} MiB", bytes >> 20, all >> 20);
         }
     };
-    nemos_host::reset::carry_out(step, disk, &secret, Path::new(SCRATCH), &mut progress)
-        .map_err(|error| error.to_string())
+    let Place { disk, lower, state } = *place;
+    let work = Work { disk, secret: &secret, lower, state, scratch: Path::new(SCRATCH) };
+    carry_out_step(step, job, &work, &mut progress).map_err(|error| error.to_string())
 }

@@ -24,6 +24,8 @@ pub const REPORT_VERSION: u32 = 1;
 pub struct CommandLine {
     /// `roothash=`: the only thing that makes a root ours.
     pub root_hash: RootHash,
+    /// `systemd.factory_reset=1`: whoever boots asks for a factory reset, as systemd-repart(8) has it.
+    pub factory_reset: bool,
 }
 
 /// A command line that nemos cannot boot with.
@@ -46,10 +48,20 @@ impl CommandLine {
         let mut hashes = text.split_ascii_whitespace().filter_map(|word| word.strip_prefix("roothash="));
         let root_hash = hashes.next().ok_or(BadCommandLine::NoRootHash)?.parse()?;
         match hashes.next() {
-            None => Ok(CommandLine { root_hash }),
+            None => Ok(CommandLine { root_hash, factory_reset: asks(text, "systemd.factory_reset") }),
             Some(_) => Err(BadCommandLine::Ambiguous),
         }
     }
+}
+
+/// Whether a word of the command line is true; the last one counts. Source: `parse_boolean` of systemd, which takes a name
+/// without a value for true as well.
+fn asks(text: &str, name: &str) -> bool {
+    let value = |word: &'_ str| match word.strip_prefix(name)? {
+        "" => Some(true),
+        rest => rest.strip_prefix('=').map(|value| matches!(value, "1" | "yes" | "y" | "true" | "t" | "on")),
+    };
+    text.split_ascii_whitespace().filter_map(value).next_back().unwrap_or(false)
 }
 
 /// Why a boot is degraded. The device is up, but not as it should be.
@@ -100,7 +112,11 @@ impl fmt::Display for Reason {
                 Partition::Root
             ),
             Reason::JobFailed { job, step, error, retry } => {
-                let next = if *retry { "the next boot tries again" } else { "it was given up" };
+                let next = if *retry {
+                    format!("the next boot tries again; `nemosctl job cancel {job}` stops that")
+                } else {
+                    format!("it was given up; `nemosctl job retry {job}` tries again")
+                };
                 write!(f, "job {job} failed at {step}: {error}; {next}")
             }
             Reason::OverlayMissing => write!(
@@ -144,6 +160,24 @@ mod tests {
     fn the_root_hash_is_found_among_other_words() {
         let line = CommandLine::parse(&format!("quiet roothash={HASH} console=ttyS0\n")).unwrap();
         assert_eq!(line.root_hash.to_string(), HASH);
+    }
+
+    #[test]
+    fn a_factory_reset_is_asked_for_in_systemds_words_only() {
+        let asked = |words: &str| CommandLine::parse(&format!("roothash={HASH} {words}")).unwrap().factory_reset;
+        for words in ["systemd.factory_reset=1", "systemd.factory_reset", "systemd.factory_reset=yes quiet"] {
+            assert!(asked(words), "{words}");
+        }
+        for words in [
+            "",
+            "systemd.factory_reset=0",
+            "systemd.factory_reset=please",
+            "systemd.factory_resets=1",
+            "factory_reset=1",
+            "systemd.factory_reset=1 systemd.factory_reset=0",
+        ] {
+            assert!(!asked(words), "{words}");
+        }
     }
 
     #[test]

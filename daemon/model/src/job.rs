@@ -1,19 +1,23 @@
 //! Jobs: what was asked of the device, and how it ended. They outlive the daemon, a reboot and a reset.
 //!
 //! ```text
-//!                    cancel                 cancel
-//!     (request) --> queued -----------> cancelled <-----------+
-//!                     | due                                   |
-//!                     v                                       |
-//!              waiting-for-reboot ----------------------------+
-//!                     | begin (initrd)
-//!                     v
-//!                  running --step done--> running
-//!                   |   |  --attempt failed, tries left--> running (again at the next boot)
-//!          finish   |   |  attempt failed, no tries left
-//!                   v   v
-//!                done   failed
+//!                      cancel
+//!     (request) --> queued -------------------------------> cancelled
+//!                     | due                                  ^  ^
+//!                     v                cancel                |  |
+//!              waiting-for-reboot ---------------------------+  | cancel
+//!                     | begin (initrd)   ^     ^                |
+//!                     v                  |     | retry          |
+//!     +--step done--running              |     +------------- failed
+//!     |               | | | attempt failed, tries left          ^
+//!     +-------------->+ | +--------------+                      |
+//!       last step done  | attempt failed, no tries left,        |
+//!                v      | or nothing was erased yet             |
+//!              done     +---------------------------------------+
 //! ```
+//!
+//! A power cut is not a failure: a job that was running goes on at the next boot. But a step at which boot after boot
+//! ends is given up too, since it may be the step that ends them.
 
 use std::fmt;
 use std::str::FromStr;
@@ -23,13 +27,22 @@ use thiserror::Error;
 use uuid::Uuid;
 
 use crate::Timestamp;
-use crate::reset::{Scope, Step};
+use crate::partitions::Partition;
+use crate::reset::audit::{Audit, Survey};
+use crate::reset::{Grade, KeptPath, Scope, Step, grades};
 
 /// How often a job may fail before the device stops trying: a device that keeps failing must still come up.
 pub const MAX_ATTEMPTS: usize = 3;
 
+/// How many boots in a row may end in the middle of the same step before the device stops trying: more than a person's
+/// patience with a power switch, and less than for ever.
+pub const MAX_INTERRUPTIONS: u32 = 16;
+
 /// Longest label or idempotency key a caller may give, in bytes.
 pub const MAX_TEXT: usize = 128;
+
+/// The label of a job that the kernel's command line asked for.
+pub const COMMAND_LINE_LABEL: &str = "systemd.factory_reset=1 on the kernel command line";
 
 /// Name of a job: 32 lower-case hexadecimal digits, so that it can stand in a D-Bus object path.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -113,18 +126,18 @@ pub enum JobState {
     Queued,
     /// The next boot carries it out.
     WaitingForReboot,
-    /// The initrd has begun. It can no longer be cancelled; it will be finished.
+    /// The initrd has begun, and has not been seen to stop: it is finished at the next boot, if not at this one.
     Running,
     /// Every step was done.
     Done,
-    /// Given up, with the reason in the last attempt.
+    /// Given up, with the reason in the last attempt. It can be tried again, or taken back.
     Failed,
     /// Taken back before it began.
     Cancelled,
 }
 
 impl JobState {
-    /// Whether nothing more will happen to the job.
+    /// Whether nothing more will happen to the job by itself.
     pub const fn is_final(self) -> bool {
         matches!(self, JobState::Done | JobState::Failed | JobState::Cancelled)
     }
@@ -191,6 +204,12 @@ pub struct Job {
     pub kind: Kind,
     /// Where it stands.
     pub state: JobState,
+    /// What a reset keeps.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub keep: Vec<KeptPath>,
+    /// Name of the plan that it was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<Uuid>,
     /// Who asked.
     pub requested_by: Requester,
     /// When it was asked.
@@ -216,6 +235,18 @@ pub struct Job {
     /// Tries that failed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub attempts: Vec<Attempt>,
+    /// How often it was tried again after it had been given up.
+    #[serde(default)]
+    pub retries: usize,
+    /// Boots that have begun on the next step.
+    #[serde(default)]
+    pub begins: u32,
+    /// What was there before a reset.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub survey: Option<Survey>,
+    /// What the audit found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audit: Option<Audit>,
 }
 
 /// A change of a job's state that its present state does not allow.
@@ -235,6 +266,11 @@ impl Requester {
     pub fn image() -> Self {
         Requester { uid: 0, user: None, process: Some("nemos-initrd".into()), label: None }
     }
+
+    /// Whoever wrote the kernel's command line.
+    pub fn command_line() -> Self {
+        Requester { label: Some(COMMAND_LINE_LABEL.into()), ..Requester::image() }
+    }
 }
 
 impl Job {
@@ -244,6 +280,8 @@ impl Job {
             id,
             kind,
             state,
+            keep: Vec::new(),
+            plan: None,
             requested_by,
             requested_at: now,
             not_before: None,
@@ -253,20 +291,50 @@ impl Job {
             finished_at: None,
             steps: Vec::new(),
             attempts: Vec::new(),
+            retries: 0,
+            begins: 0,
+            survey: None,
+            audit: None,
         }
     }
 
     /// The steps of this job, in order.
-    pub fn plan(&self) -> &'static [Step] {
+    pub fn all_steps(&self) -> Vec<Step> {
         match self.kind {
-            Kind::Provision => Step::PROVISION,
-            Kind::Reset { scope } => scope.steps(),
+            Kind::Provision => Step::PROVISION.to_vec(),
+            Kind::Reset { scope } => scope.steps(!self.keep.is_empty()),
         }
     }
 
     /// The first step that is not done; `None` if all are.
     pub fn next_step(&self) -> Option<Step> {
-        self.plan().get(self.steps.len()).copied()
+        self.all_steps().get(self.steps.len()).copied()
+    }
+
+    /// Whether that step was done.
+    pub fn has_done(&self, step: Step) -> bool {
+        self.steps.iter().any(|done| done.step == step)
+    }
+
+    /// Whether something may be gone already.
+    pub fn has_begun_to_erase(&self) -> bool {
+        let erases = |step: Step| step.erases().is_some();
+        self.steps.iter().any(|done| erases(done.step))
+            || self.begun_at.is_some() && self.next_step().is_some_and(erases)
+    }
+
+    /// Whether what it was to keep waits for it, and is nowhere else.
+    pub fn holds_kept_data(&self) -> bool {
+        let is_given_back = self.has_done(Step::RestoreKept) || self.state == JobState::Cancelled;
+        self.has_done(Step::StageKept) && !is_given_back
+    }
+
+    /// What became of each partition; nothing for what is not a reset.
+    pub fn grades(&self) -> Vec<(Partition, Grade)> {
+        match self.kind {
+            Kind::Provision => Vec::new(),
+            Kind::Reset { scope } => grades(scope, &self.steps.iter().map(|done| done.step).collect::<Vec<_>>()),
+        }
     }
 
     /// How much is done, 0 to 1, counted in steps.
@@ -274,7 +342,7 @@ impl Job {
     pub fn progress(&self) -> f64 {
         match self.state {
             JobState::Done => 1.0,
-            _ => self.steps.len() as f64 / self.plan().len() as f64,
+            _ => self.steps.len() as f64 / self.all_steps().len() as f64,
         }
     }
 
@@ -283,22 +351,47 @@ impl Job {
         Some(self.finished_at?.0.saturating_sub(self.begun_at?.0))
     }
 
+    /// How long that step took, in seconds, counted from the step before it; `None` if it was not done.
+    pub fn step_duration(&self, step: Step) -> Option<u64> {
+        let place = self.steps.iter().position(|done| done.step == step)?;
+        let before = place.checked_sub(1).and_then(|before| self.steps.get(before)).map(|done| done.at);
+        Some(self.steps.get(place)?.at.0.saturating_sub(before.or(self.begun_at)?.0))
+    }
+
     /// Its time has come: the next boot is to carry it out.
     pub fn due(&mut self) -> Result<(), Refused> {
         self.change(&[JobState::Queued], "become due", JobState::WaitingForReboot)
     }
 
-    /// Taken back by its requester.
+    /// Taken back. What it has erased stays erased, and what it was to keep and holds is given up.
     pub fn cancel(&mut self, now: Timestamp) -> Result<(), Refused> {
-        self.change(&[JobState::Queued, JobState::WaitingForReboot], "be cancelled", JobState::Cancelled)?;
+        let from = [JobState::Queued, JobState::WaitingForReboot, JobState::Failed];
+        self.change(&from, "be cancelled", JobState::Cancelled)?;
         self.finished_at = Some(now);
         Ok(())
     }
 
-    /// The initrd starts on it, or goes on with it after an interruption.
+    /// Tried again at the next boot, after it was given up, from the step that failed.
+    pub fn retry(&mut self) -> Result<(), Refused> {
+        self.change(&[JobState::Failed], "be tried again", JobState::WaitingForReboot)?;
+        self.finished_at = None;
+        self.retries += 1;
+        self.begins = 0;
+        Ok(())
+    }
+
+    /// The initrd starts on it, or goes on with it after an interruption. Gives it up if boot after boot ended in the
+    /// middle of its next step.
     pub fn begin(&mut self, now: Timestamp) -> Result<(), Refused> {
         self.change(&[JobState::WaitingForReboot, JobState::Running], "begin", JobState::Running)?;
         self.begun_at.get_or_insert(now);
+        self.begins += 1;
+        if self.begins > MAX_INTERRUPTIONS {
+            let step = self.next_step().ok_or_else(|| self.refuse("begin"))?;
+            let error = format!("{MAX_INTERRUPTIONS} boots in a row ended in the middle of it");
+            self.attempts.push(Attempt { at: now, step, error });
+            self.end(JobState::Failed, now);
+        }
         Ok(())
     }
 
@@ -307,23 +400,29 @@ impl Job {
         let step = self.next_step().ok_or_else(|| self.refuse("do another step"))?;
         self.change(&[JobState::Running], "do a step", JobState::Running)?;
         self.steps.push(StepDone { step, at: now });
+        self.begins = 0;
         if self.next_step().is_none() {
-            self.state = JobState::Done;
-            self.finished_at = Some(now);
+            self.end(JobState::Done, now);
         }
         Ok(())
     }
 
-    /// The next step failed. After [`MAX_ATTEMPTS`] the job has.
+    /// The next step failed. The next boot tries again, but after [`MAX_ATTEMPTS`] the job has failed; and at once, if
+    /// nothing was erased yet and so nothing has to be finished.
     pub fn attempt_failed(&mut self, error: String, now: Timestamp) -> Result<(), Refused> {
         let step = self.next_step().ok_or_else(|| self.refuse("fail"))?;
-        self.change(&[JobState::Running], "fail", JobState::Running)?;
+        self.change(&[JobState::Running], "fail", JobState::WaitingForReboot)?;
         self.attempts.push(Attempt { at: now, step, error });
-        if self.attempts.len() >= MAX_ATTEMPTS {
-            self.state = JobState::Failed;
-            self.finished_at = Some(now);
+        self.begins = 0;
+        if self.attempts.len() >= MAX_ATTEMPTS * (self.retries + 1) || !self.has_begun_to_erase() {
+            self.end(JobState::Failed, now);
         }
         Ok(())
+    }
+
+    fn end(&mut self, state: JobState, now: Timestamp) {
+        self.state = state;
+        self.finished_at = Some(now);
     }
 
     fn change(&mut self, from: &[JobState], event: &'static str, to: JobState) -> Result<(), Refused> {

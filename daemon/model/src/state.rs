@@ -8,7 +8,8 @@ use thiserror::Error;
 use uuid::Uuid;
 
 use crate::job::{Job, JobId, JobState, Kind, MAX_TEXT, Refused, Requester};
-use crate::reset::{Scope, Step};
+use crate::reset::audit::{Audit, Survey};
+use crate::reset::{KeptPath, Scope, Step};
 use crate::time::Timestamp;
 
 /// Version of the document that this code writes, and the only one it reads.
@@ -73,6 +74,10 @@ pub enum Unreadable {
 pub struct Request {
     /// What to do.
     pub scope: Scope,
+    /// What to keep, as [`keep::decide`](crate::reset::keep::decide) decided.
+    pub keep: Vec<KeptPath>,
+    /// Name of the plan that says what will be done.
+    pub plan: Option<Uuid>,
     /// Who asks.
     pub by: Requester,
     /// Idempotency key.
@@ -89,6 +94,14 @@ pub enum NotTaken {
     /// Another job has not ended.
     #[error("job {0} has not ended; wait for it, or cancel it first")]
     Busy(JobId),
+    /// An earlier reset was given up in the middle, and what it was to keep is nowhere else.
+    #[error(
+        "job {0} was given up with kept data that waits to be copied back; try it again (`nemosctl job retry {0}`), or give that data up (`nemosctl job cancel {0}`)"
+    )]
+    KeptDataWaits(JobId),
+    /// Something was done to the device since.
+    #[error("job {0} is not the latest: the device is not any more what it left")]
+    NotTheLatest(JobId),
     /// A text is empty, too long, or not printable.
     #[error("the {0} must be 1 to {MAX_TEXT} bytes of printable text")]
     Text(&'static str),
@@ -107,6 +120,30 @@ pub enum Taken {
     New(JobId),
     /// The job that was made for the same idempotency key.
     Known(JobId),
+}
+
+/// What a boot has to carry out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AtBoot {
+    /// Nothing.
+    Nothing,
+    /// This job, from its next step on.
+    CarryOut(JobId),
+    /// Nothing any more: boot after boot ended in the middle of this job, and it is given up.
+    GivenUp(JobId),
+}
+
+/// What a step has brought, that the device has to remember.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// Nothing but that it was done.
+    Done,
+    /// [`Step::CreateVolume`] made a volume with this LUKS UUID.
+    Volume(Uuid),
+    /// [`Step::Survey`] saw this.
+    Surveyed(Survey),
+    /// [`Step::Audit`] found this, and it is as it should be.
+    Audited(Audit),
 }
 
 impl DeviceState {
@@ -161,9 +198,16 @@ impl DeviceState {
         self.jobs.iter().filter(|job| job.state.is_final() && matches!(job.kind, Kind::Reset { .. }))
     }
 
-    /// How long the latest job took that was done here, in seconds: the best guess for the next one.
-    pub fn last_duration(&self) -> Option<u64> {
-        self.jobs.iter().rev().find(|job| job.state == JobState::Done)?.duration()
+    /// How long these steps take, in seconds: each as long as it took here when it was quickest, since a step that was
+    /// interrupted has the time in it that the device was off. `None` if none of them was done here before.
+    pub fn expected_duration(&self, steps: &[Step]) -> Option<u64> {
+        let quickest = |step: &Step| self.jobs.iter().filter_map(|job| job.step_duration(*step)).min();
+        steps.iter().filter_map(quickest).reduce(|all, step| all + step)
+    }
+
+    /// Whether a job that has not come to its end still needs what waits to be copied back.
+    pub fn needs_stage(&self) -> bool {
+        self.jobs.last().is_some_and(Job::holds_kept_data)
     }
 
     /// Takes a request; `id` names the job if a new one is made.
@@ -177,11 +221,16 @@ impl DeviceState {
         if let Some(job) = self.pending() {
             return Err(NotTaken::Busy(job.id));
         }
+        if let Some(job) = self.jobs.last().filter(|job| job.holds_kept_data()) {
+            return Err(NotTaken::KeptDataWaits(job.id));
+        }
         let state = match request.not_before {
             Some(due) if due > now => JobState::Queued,
             _ => JobState::WaitingForReboot,
         };
         self.push(Job {
+            keep: request.keep,
+            plan: request.plan,
             not_before: request.not_before,
             reboot: request.reboot,
             key: request.key,
@@ -192,8 +241,18 @@ impl DeviceState {
 
     /// Takes a request back.
     pub fn cancel(&mut self, id: JobId, now: Timestamp) -> Result<(), NotTaken> {
-        let job = self.jobs.iter_mut().find(|job| job.id == id).ok_or(NotTaken::NoSuchJob(id))?;
-        Ok(job.cancel(now)?)
+        Ok(self.job_mut(id)?.cancel(now)?)
+    }
+
+    /// Tries a job again that was given up. Only the latest: what came after it has made the device another.
+    pub fn retry(&mut self, id: JobId) -> Result<(), NotTaken> {
+        let latest = self.jobs.last().map(|job| job.id);
+        let job = self.job_mut(id)?;
+        if latest == Some(id) { Ok(job.retry()?) } else { Err(NotTaken::NotTheLatest(id)) }
+    }
+
+    fn job_mut(&mut self, id: JobId) -> Result<&mut Job, NotTaken> {
+        self.jobs.iter_mut().find(|job| job.id == id).ok_or(NotTaken::NoSuchJob(id))
     }
 
     /// Makes the queued job due if its time has come while the system runs, and gives it back.
@@ -206,45 +265,49 @@ impl DeviceState {
 
     /// Decides, in the initrd, what this boot has to carry out before the overlay is opened, and begins it.
     ///
-    /// `id` names the provisioning job, if this is the first boot. A provisioning that was given up is not begun
-    /// again by itself: a device that keeps failing must still come up, and a reset repairs it.
-    pub fn begin_at_boot(&mut self, id: JobId, now: Timestamp) -> Result<Option<JobId>, Refused> {
+    /// `id` names the job that this makes, if it does: the provisioning at the first boot, or the factory reset that the
+    /// kernel's command line asks for. What was begun or asked for before goes first. A provisioning that was given up
+    /// is not begun again by itself: a device that keeps failing must still come up, and a reset repairs it.
+    pub fn begin_at_boot(&mut self, id: JobId, command_line_asks: bool, now: Timestamp) -> Result<AtBoot, Refused> {
+        self.become_due(now);
+        let waits = self.pending().is_some_and(|job| job.state != JobState::Queued);
         let gave_up = self.jobs.last().is_some_and(|job| job.state == JobState::Failed);
-        if self.volume == Volume::NeverProvisioned && self.pending().is_none() && !gave_up {
+        if self.pending().is_none() && self.volume == Volume::NeverProvisioned && !gave_up {
             self.push(Job::new(id, Kind::Provision, JobState::WaitingForReboot, Requester::image(), now));
-        }
-        let Some(job) = self.jobs.iter_mut().find(|job| !job.state.is_final()) else {
-            return Ok(None);
-        };
-        if job.state == JobState::Queued {
-            match job.not_before {
-                Some(due) if due > now => return Ok(None),
-                _ => job.due()?,
+        } else if !waits && command_line_asks && !self.needs_stage() {
+            // It takes away what a request for later could.
+            if let Some(later) = self.jobs.iter_mut().find(|job| job.state == JobState::Queued) {
+                later.cancel(now)?;
             }
+            let kind = Kind::Reset { scope: Scope::Factory };
+            self.push(Job::new(id, kind, JobState::WaitingForReboot, Requester::command_line(), now));
         }
+        let begins = |job: &&mut Job| !job.state.is_final() && job.state != JobState::Queued;
+        let Some(job) = self.jobs.iter_mut().find(begins) else {
+            return Ok(AtBoot::Nothing);
+        };
         job.begin(now)?;
-        Ok(Some(job.id))
+        Ok(if job.state == JobState::Failed { AtBoot::GivenUp(job.id) } else { AtBoot::CarryOut(job.id) })
     }
 
-    /// Records that the next step of the running job is done, and what it made of the volume.
-    ///
-    /// `volume` is the LUKS UUID of the volume that [`Step::CreateVolume`] made.
-    pub fn step_done(&mut self, id: JobId, volume: Option<Uuid>, now: Timestamp) -> Result<(), NotTaken> {
-        let job = self.jobs.iter_mut().find(|job| job.id == id).ok_or(NotTaken::NoSuchJob(id))?;
+    /// Records that the next step of the running job is done, and what it has brought.
+    pub fn step_done(&mut self, id: JobId, outcome: Outcome, now: Timestamp) -> Result<(), NotTaken> {
+        let job = self.job_mut(id)?;
         let step = job.next_step();
         job.step_done(now)?;
-        match (step, volume) {
-            (Some(Step::DestroyKeys), _) => self.volume = Volume::Erased,
-            (Some(Step::CreateVolume), Some(uuid)) => self.volume = Volume::Provisioned { uuid },
-            _ => {}
+        match outcome {
+            Outcome::Surveyed(survey) => job.survey = Some(survey),
+            Outcome::Audited(audit) => job.audit = Some(audit),
+            Outcome::Volume(uuid) => self.volume = Volume::Provisioned { uuid },
+            Outcome::Done if step == Some(Step::DestroyKeys) => self.volume = Volume::Erased,
+            Outcome::Done => {}
         }
         Ok(())
     }
 
     /// Records that the next step of the running job failed.
     pub fn attempt_failed(&mut self, id: JobId, error: String, now: Timestamp) -> Result<(), NotTaken> {
-        let job = self.jobs.iter_mut().find(|job| job.id == id).ok_or(NotTaken::NoSuchJob(id))?;
-        Ok(job.attempt_failed(error, now)?)
+        Ok(self.job_mut(id)?.attempt_failed(error, now)?)
     }
 
     fn push(&mut self, job: Job) {
@@ -266,6 +329,7 @@ fn check_text(what: &'static str, text: Option<&str>) -> Result<(), NotTaken> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::job::MAX_INTERRUPTIONS;
     use proptest::prelude::*;
 
     fn somebody() -> Requester {
@@ -273,7 +337,15 @@ mod tests {
     }
 
     fn factory() -> Request {
-        Request { scope: Scope::Factory, by: somebody(), key: None, not_before: None, reboot: false }
+        Request {
+            scope: Scope::Factory,
+            keep: Vec::new(),
+            plan: None,
+            by: somebody(),
+            key: None,
+            not_before: None,
+            reboot: false,
+        }
     }
 
     fn id(n: u128) -> JobId {
@@ -284,27 +356,64 @@ mod tests {
         DeviceState { volume: Volume::Provisioned { uuid: Uuid::from_u128(7) }, ..DeviceState::shipped() }
     }
 
-    /// Carries out all steps of the job, as the initrd does.
+    fn keeping() -> Request {
+        Request { keep: vec!["/etc/hostname".parse().unwrap()], ..factory() }
+    }
+
+    /// Carries out the next step of the job, as the initrd does.
+    fn do_step(state: &mut DeviceState, job: JobId) {
+        let outcome = match state.job(job).unwrap().next_step().unwrap() {
+            Step::Survey => Outcome::Surveyed(Survey::default()),
+            Step::CreateVolume => Outcome::Volume(Uuid::from_u128(8)),
+            Step::Audit => Outcome::Audited(Audit { checks: Vec::new() }),
+            _ => Outcome::Done,
+        };
+        state.step_done(job, outcome, Timestamp(9)).unwrap();
+    }
+
     fn finish(state: &mut DeviceState, job: JobId) {
         while state.job(job).unwrap().next_step().is_some() {
-            state.step_done(job, Some(Uuid::from_u128(8)), Timestamp(9)).unwrap();
+            do_step(state, job);
         }
+    }
+
+    /// Carries out the job up to that step.
+    fn reach(state: &mut DeviceState, job: JobId, step: Step) {
+        while state.job(job).unwrap().next_step() != Some(step) {
+            do_step(state, job);
+        }
+    }
+
+    /// What a boot begins with.
+    fn boots(state: &mut DeviceState, now: u64) -> AtBoot {
+        state.begin_at_boot(id(1000 + u128::from(now)), false, Timestamp(now)).unwrap()
+    }
+
+    /// Boots until the job is given up at its next step.
+    fn fails(state: &mut DeviceState, job: JobId) {
+        for _ in 0..3 {
+            if state.job(job).unwrap().state != JobState::Running {
+                assert_eq!(boots(state, 2), AtBoot::CarryOut(job));
+            }
+            state.attempt_failed(job, "broken".into(), Timestamp(3)).unwrap();
+        }
+        assert_eq!(state.job(job).unwrap().state, JobState::Failed);
     }
 
     #[test]
     fn the_first_boot_provisions_and_the_second_has_nothing_to_do() {
         let mut state = DeviceState::shipped();
-        let job = state.begin_at_boot(id(1), Timestamp(1)).unwrap().expect("a job");
+        let AtBoot::CarryOut(job) = boots(&mut state, 1) else { panic!("there is nothing to do") };
         assert_eq!(state.job(job).unwrap().kind, Kind::Provision);
         finish(&mut state, job);
         assert_eq!(state.job(job).unwrap().state, JobState::Done);
-        assert_eq!(state.begin_at_boot(id(2), Timestamp(2)), Ok(None));
+        assert_eq!(boots(&mut state, 2), AtBoot::Nothing);
         assert!(matches!(state.volume, Volume::Provisioned { .. }));
     }
 
     #[test]
     fn a_device_that_was_not_asked_erases_nothing() {
-        assert_eq!(provisioned().begin_at_boot(id(1), Timestamp(1)), Ok(None));
+        assert_eq!(boots(&mut provisioned(), 1), AtBoot::Nothing);
     }
 
     #[test]
@@ -320,8 +429,8 @@ mod tests {
         let request = Request { key: Some("ticket-17".into()), ..factory() };
         assert_eq!(state.request(request.clone(), id(1), Timestamp(1)), Ok(Taken::New(id(1))));
         assert_eq!(state.request(request.clone(), id(2), Timestamp(2)), Ok(Taken::Known(id(1))));
-        let job = state.begin_at_boot(id(3), Timestamp(3)).unwrap().unwrap();
-        finish(&mut state, job);
+        assert_eq!(boots(&mut state, 3), AtBoot::CarryOut(id(1)));
+        finish(&mut state, id(1));
         assert_eq!(state.request(request, id(4), Timestamp(4)), Ok(Taken::Known(id(1))));
     }
 
@@ -330,8 +439,8 @@ mod tests {
         let mut state = provisioned();
         let request = Request { not_before: Some(Timestamp(100)), ..factory() };
         state.request(request, id(1), Timestamp(1)).unwrap();
-        assert_eq!(state.begin_at_boot(id(2), Timestamp(99)), Ok(None));
-        assert_eq!(state.begin_at_boot(id(3), Timestamp(100)), Ok(Some(id(1))));
+        assert_eq!(boots(&mut state, 99), AtBoot::Nothing);
+        assert_eq!(boots(&mut state, 100), AtBoot::CarryOut(id(1)));
     }
 
     #[test]
@@ -346,11 +455,26 @@ mod tests {
     }
 
     #[test]
-    fn history_holds_resets_that_ended_and_how_long_the_last_took() {
-        let mut state = DeviceState::shipped();
-        let first_boot = state.begin_at_boot(id(1), Timestamp(1)).unwrap().unwrap();
-        finish(&mut state, first_boot);
-        assert_eq!(state.last_duration(), Some(8));
+    fn the_command_line_asks_for_a_reset_and_what_was_asked_before_goes_first() {
+        let asked = |state: &mut DeviceState| state.begin_at_boot(id(9), true, Timestamp(50)).unwrap();
+        let mut state = provisioned();
+        assert_eq!(asked(&mut state), AtBoot::CarryOut(id(9)));
+        assert_eq!(asked(&mut state), AtBoot::CarryOut(id(9)), "the power went, and it goes on with the same one");
+        assert_eq!(state.job(id(9)).unwrap().kind, Kind::Reset { scope: Scope::Factory });
+
+        let mut state = provisioned();
+        state.request(keeping(), id(1), Timestamp(1)).unwrap();
+        assert_eq!(asked(&mut state), AtBoot::CarryOut(id(1)));
+
+        let mut state = provisioned();
+        state.request(Request { not_before: Some(Timestamp(100)), ..factory() }, id(1), Timestamp(1)).unwrap();
+        assert_eq!(asked(&mut state), AtBoot::CarryOut(id(9)));
+        assert_eq!(state.job(id(1)).unwrap().state, JobState::Cancelled);
+    }
+
+    #[test]
+    fn history_holds_resets_that_ended() {
+        let mut state = provisioned();
         state.request(factory(), id(2), Timestamp(10)).unwrap();
         assert_eq!(state.history().count(), 0);
         state.cancel(id(2), Timestamp(11)).unwrap();
@@ -358,23 +482,112 @@ mod tests {
     }
 
     #[test]
+    fn a_step_takes_as_long_as_it_took_when_nothing_came_between() {
+        let mut state = DeviceState::shipped();
+        assert_eq!(state.expected_duration(&Scope::Factory.steps(false)), None);
+        for (job, seconds) in [(1, 1000), (2, 7)] {
+            if job == 2 {
+                state.request(factory(), id(2), Timestamp(2000)).unwrap();
+            }
+            let begin = 2000 * u64::from(job == 2);
+            state.begin_at_boot(id(job), false, Timestamp(begin)).unwrap();
+            reach(&mut state, id(job), Step::CreateVolume);
+            let before = state.job(id(job)).unwrap().steps.last().map_or(Timestamp(begin), |done| done.at);
+            state.step_done(id(job), Outcome::Volume(Uuid::from_u128(8)), Timestamp(before.0 + seconds)).unwrap();
+            finish(&mut state, id(job));
+        }
+        assert_eq!(state.expected_duration(&[Step::CreateVolume]), Some(7), "once the power was off for a while");
+    }
+
+    #[test]
     fn what_was_begun_is_not_cancelled() {
         let mut state = provisioned();
         state.request(factory(), id(1), Timestamp(1)).unwrap();
-        state.begin_at_boot(id(2), Timestamp(2)).unwrap();
+        boots(&mut state, 2);
         assert!(matches!(state.cancel(id(1), Timestamp(3)), Err(NotTaken::Refused(_))));
     }
 
     #[test]
     fn after_three_failures_the_device_stops_trying() {
         let mut state = DeviceState::shipped();
-        for boot in 1..=3 {
-            let job = state.begin_at_boot(id(boot), Timestamp(1)).unwrap().expect("tries left");
-            state.attempt_failed(job, "no space".into(), Timestamp(2)).unwrap();
-        }
-        assert_eq!(state.begin_at_boot(id(4), Timestamp(3)), Ok(None));
-        assert_eq!(state.jobs().last().unwrap().state, JobState::Failed);
+        let AtBoot::CarryOut(job) = boots(&mut state, 1) else { panic!("there is nothing to do") };
+        fails(&mut state, job);
+        assert_eq!(boots(&mut state, 3), AtBoot::Nothing);
         state.request(factory(), id(5), Timestamp(4)).expect("a reset repairs it");
+    }
+
+    #[test]
+    fn a_job_that_has_erased_nothing_yet_fails_at_once_and_can_be_tried_again() {
+        let mut state = provisioned();
+        state.request(keeping(), id(1), Timestamp(1)).unwrap();
+        boots(&mut state, 2);
+        reach(&mut state, id(1), Step::StageKept);
+        state.attempt_failed(id(1), "no space".into(), Timestamp(3)).unwrap();
+        assert_eq!(state.job(id(1)).unwrap().state, JobState::Failed);
+        assert_eq!(boots(&mut state, 4), AtBoot::Nothing);
+        state.retry(id(1)).unwrap();
+        assert_eq!(boots(&mut state, 5), AtBoot::CarryOut(id(1)));
+        assert_eq!(state.job(id(1)).unwrap().next_step(), Some(Step::StageKept), "it goes on where it failed");
+    }
+
+    #[test]
+    fn a_job_that_failed_once_can_be_taken_back_before_the_next_try() {
+        let mut state = provisioned();
+        state.request(factory(), id(1), Timestamp(1)).unwrap();
+        boots(&mut state, 2);
+        reach(&mut state, id(1), Step::FormatHome);
+        state.attempt_failed(id(1), "no such device".into(), Timestamp(3)).unwrap();
+        assert_eq!(state.job(id(1)).unwrap().state, JobState::WaitingForReboot);
+        state.cancel(id(1), Timestamp(4)).unwrap();
+        assert_eq!(boots(&mut state, 5), AtBoot::Nothing);
+    }
+
+    #[test]
+    fn kept_data_that_waits_is_not_lost_to_another_reset() {
+        let mut state = provisioned();
+        state.request(keeping(), id(1), Timestamp(1)).unwrap();
+        boots(&mut state, 2);
+        reach(&mut state, id(1), Step::CreateVolume);
+        fails(&mut state, id(1));
+        assert!(state.needs_stage());
+        assert_eq!(state.request(factory(), id(2), Timestamp(4)), Err(NotTaken::KeptDataWaits(id(1))));
+        assert_eq!(
+            state.begin_at_boot(id(3), true, Timestamp(4)),
+            Ok(AtBoot::Nothing),
+            "not even for the command line"
+        );
+        state.cancel(id(1), Timestamp(5)).unwrap();
+        assert!(!state.needs_stage());
+        state.request(factory(), id(2), Timestamp(6)).unwrap();
+    }
+
+    #[test]
+    fn only_the_latest_job_is_tried_again() {
+        let mut state = provisioned();
+        state.request(factory(), id(1), Timestamp(1)).unwrap();
+        boots(&mut state, 2);
+        reach(&mut state, id(1), Step::CreateVolume);
+        fails(&mut state, id(1));
+        state.request(factory(), id(2), Timestamp(4)).unwrap();
+        assert_eq!(state.retry(id(1)), Err(NotTaken::NotTheLatest(id(1))));
+    }
+
+    #[test]
+    fn power_cuts_are_no_failures_but_a_step_that_ends_every_boot_is_given_up() {
+        let mut state = provisioned();
+        state.request(factory(), id(1), Timestamp(1)).unwrap();
+        for step in [Step::Survey, Step::DestroyKeys] {
+            assert_eq!(state.job(id(1)).unwrap().next_step(), Some(step));
+            for boot in 0..MAX_INTERRUPTIONS {
+                assert_eq!(boots(&mut state, boot.into()), AtBoot::CarryOut(id(1)));
+            }
+            do_step(&mut state, id(1));
+        }
+        for boot in 0..MAX_INTERRUPTIONS {
+            boots(&mut state, boot.into());
+        }
+        assert_eq!(boots(&mut state, 99), AtBoot::GivenUp(id(1)));
+        assert_eq!(boots(&mut state, 100), AtBoot::Nothing);
     }
 
     #[test]
@@ -396,7 +609,8 @@ mod tests {
     enum Event {
         Request(Option<String>, Option<u64>),
         Cancel(usize),
-        Boot,
+        Retry(usize),
+        Boot(bool),
         Step,
         Fail,
     }
@@ -406,21 +620,24 @@ mod tests {
         prop_oneof![
             (key, proptest::option::of(0..50u64)).prop_map(|(key, at)| Event::Request(key, at)),
             (0..8usize).prop_map(Event::Cancel),
-            Just(Event::Boot),
+            (0..8usize).prop_map(Event::Retry),
+            any::<bool>().prop_map(Event::Boot),
             Just(Event::Step),
             Just(Event::Fail),
         ]
     }
 
     proptest! {
-        /// Whatever happens in whatever order: the document stays readable, at most one job is open, no job leaves
-        /// a final state, and the volume is never `Provisioned` by a job that did not make it.
+        /// Whatever happens in whatever order: the document stays readable, at most one job is open, and a job leaves a
+        /// final state only if it failed and somebody asks for that.
         #[test]
         fn any_history_keeps_the_document_sound(events in prop::collection::vec(event(), 0..200)) {
             let mut state = DeviceState::shipped();
             for (now, event) in events.into_iter().enumerate() {
                 let now = now as u64;
-                let ended: Vec<_> = state.jobs().iter().filter(|job| job.state.is_final()).cloned().collect();
+                let asks = matches!(event, Event::Cancel(_) | Event::Retry(_));
+                let ends = |job: &&Job| job.state.is_final() && !(asks && job.state == JobState::Failed);
+                let ended: Vec<_> = state.jobs().iter().filter(ends).cloned().collect();
                 let (name, at) = (id(u128::from(now)), Timestamp(now));
                 match event {
                     Event::Request(key, due) => {
@@ -432,10 +649,17 @@ mod tests {
                             let _ = state.cancel(job, at);
                         }
                     }
-                    Event::Boot => drop(state.begin_at_boot(name, at).expect("a boot is never refused")),
+                    Event::Retry(nth) => {
+                        if let Some(job) = state.jobs().get(nth).map(|job| job.id) {
+                            let _ = state.retry(job);
+                        }
+                    }
+                    Event::Boot(asks) => {
+                        state.begin_at_boot(name, asks, at).expect("a boot is never refused");
+                    }
                     Event::Step => {
                         if let Some(job) = state.pending().map(|job| job.id) {
-                            let _ = state.step_done(job, Some(Uuid::from_u128(now.into())), at);
+                            let _ = state.step_done(job, Outcome::Volume(Uuid::from_u128(now.into())), at);
                         }
                     }
                     Event::Fail => {

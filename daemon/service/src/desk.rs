@@ -5,14 +5,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nemos_api::{Error, ErrorKind};
+use nemos_host::reset::keep::KeepError;
 use nemos_host::state::StateError;
-use nemos_model::JobId;
 use nemos_model::health::{Finding, findings};
 use nemos_model::image::Image;
-use nemos_model::job::Job;
-use nemos_model::reset::{Plan, Scope};
+use nemos_model::job::{Job, Requester};
+use nemos_model::reset::keep::{self, Kept, Room, Usage};
+use nemos_model::reset::{KeptPath, Plan, Wish};
 use nemos_model::stack::Observed;
 use nemos_model::state::{DeviceState, NotTaken, Request, Taken};
+use nemos_model::{JobId, Timestamp};
 use tokio::sync::{Mutex, Notify};
 use tokio::task::spawn_blocking;
 
@@ -20,6 +22,19 @@ use crate::device::Device;
 
 /// How long an observation answers: the properties that are read by one call agree with each other.
 const FRESH: Duration = Duration::from_millis(500);
+
+/// Who asks, and when it is to be.
+#[derive(Debug, Clone)]
+pub struct Asked {
+    /// Who asks.
+    pub by: Requester,
+    /// Idempotency key.
+    pub key: Option<String>,
+    /// Not to begin before this.
+    pub not_before: Option<Timestamp>,
+    /// Reboot by itself when it is due.
+    pub reboot: bool,
+}
 
 /// See the module.
 pub struct Desk {
@@ -97,19 +112,35 @@ impl Desk {
     }
 
     /// What a reset would do.
-    pub async fn plan(&self, scope: Scope) -> Result<Plan, Error> {
-        Ok(Plan::new(scope, &*self.seen().await?, &self.state().await?))
+    pub async fn plan(&self, wish: Wish) -> Result<Plan, Error> {
+        let (seen, state) = (self.seen().await?, self.state().await?);
+        let scope = wish.scope;
+        let (keep, free) = self.measure(wish, Arc::clone(&seen)).await?;
+        Ok(Plan::new(scope, keep, free, &seen, &state))
     }
 
     /// Takes a request, and gives back its job. `plan` is the name of the plan that the caller has seen.
-    pub async fn request(&self, request: Request, plan: Option<String>) -> Result<Job, Error> {
-        let (id, now) = (self.device.new_job(), self.device.now());
+    pub async fn request(&self, wish: Wish, asked: Asked, plan: Option<String>) -> Result<Job, Error> {
+        let known = |job: &&Job| asked.key.is_some() && job.key == asked.key;
+        if let Some(job) = self.state().await?.jobs().iter().find(known) {
+            // It was made for the plan of its time, and what it kept may be gone.
+            return Ok(job.clone());
+        }
+        let (id, now, scope) = (self.device.new_job(), self.device.now(), wish.scope);
+        let seen = self.look(&mut *self.seen.lock().await).await?;
+        let (keep, free) = self.measure(wish, seen).await?;
         self.change(|state, seen| {
-            let planned = Plan::new(request.scope, seen, state).id().to_string();
+            let planned = Plan::new(scope, keep, free, seen, state);
+            if let Some(room) = planned.room.filter(|room| !room.fits()) {
+                return Err(no_room(room));
+            }
+            let there = planned.keep.iter().filter(|kept| kept.usage != Usage::default());
+            let keep = there.map(|kept| kept.path.clone()).collect();
+            let Asked { by, key, not_before, reboot } = asked;
+            let request = Request { scope, keep, plan: Some(planned.id()), by, key, not_before, reboot };
             let taken = match state.request(request, id, now)? {
-                // A job that was made before was made for the plan of its time.
                 Taken::Known(id) => id,
-                Taken::New(id) if plan.is_none_or(|plan| plan == planned) => id,
+                Taken::New(id) if plan.is_none_or(|plan| plan == planned.id().to_string()) => id,
                 Taken::New(_) => {
                     let message = "the device is not what the plan was made for; ask for the plan again";
                     return Err(Error::new(ErrorKind::PlanChanged, message));
@@ -120,10 +151,43 @@ impl Desk {
         .await
     }
 
+    /// What is kept, how much that is, and the bytes that are free where it waits.
+    async fn measure(&self, wish: Wish, seen: Arc<Observed>) -> Result<(Vec<Kept>, u64), Error> {
+        if !wish.keeps() {
+            return Ok((Vec::new(), 0));
+        }
+        self.blocking(move |device| {
+            let sets = wish.sets.iter().map(|name| device.keep_set(name)).collect::<Result<Vec<_>, _>>();
+            let named = wish.keep.iter().cloned().chain(sets.map_err(|error| not_kept(&error))?.into_iter().flatten());
+            let paths = keep::decide(wish.scope, named.collect())?;
+            keep::check_open(&paths, &seen)?;
+            let measure = |path: KeptPath| match device.measure(&path) {
+                Ok(usage) => Ok(Kept { path, usage }),
+                // Only what somebody named by itself has to be there.
+                Err(KeepError::NotThere { .. }) if !wish.keep.contains(&path) => {
+                    Ok(Kept { path, usage: Usage::default() })
+                }
+                Err(error) => Err(not_kept(&error)),
+            };
+            let kept = paths.into_iter().map(measure).collect::<Result<_, _>>()?;
+            Ok((kept, device.free().map_err(|error| not_kept(&error))?))
+        })
+        .await?
+    }
+
     /// Takes a job back.
     pub async fn cancel(&self, id: JobId) -> Result<(), Error> {
         let now = self.device.now();
         self.change(|state, _| Ok(state.cancel(id, now)?)).await
+    }
+
+    /// Tries a job again that was given up, and gives it back.
+    pub async fn retry(&self, id: JobId) -> Result<Job, Error> {
+        self.change(|state, _| {
+            state.retry(id)?;
+            state.job(id).cloned().ok_or_else(|| NotTaken::NoSuchJob(id).into())
+        })
+        .await
     }
 
     /// Makes the queued job due if its time has come, and gives it back. A device without a memory has none; its findings
@@ -179,6 +243,24 @@ impl Desk {
 
 fn forgetful(reason: &str) -> Error {
     Error::new(ErrorKind::Failed, format!("{reason}; nothing can be asked of the device until it remembers again"))
+}
+
+fn not_kept(error: &KeepError) -> Error {
+    let kind = match error {
+        KeepError::NotThere { .. } | KeepError::NoSuchSet(_) => ErrorKind::NotFound,
+        KeepError::NotPlain { .. } | KeepError::ThroughLink { .. } | KeepError::Elsewhere { .. } => {
+            ErrorKind::InvalidArgument
+        }
+        KeepError::Io { .. } | KeepError::BadSet { .. } => ErrorKind::Failed,
+    };
+    Error::new(kind, error.to_string())
+}
+
+fn no_room(room: Room) -> Error {
+    let Room { needed, available } = room;
+    let message =
+        format!("what is to be kept needs {needed} bytes while it waits, and there are {available}; keep less");
+    Error::new(ErrorKind::NoSpace, message)
 }
 
 fn not_stored(error: &StateError) -> Error {

@@ -4,10 +4,12 @@ use std::fs;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
+use nemos_host::reset::keep::{self, KeepError};
 use nemos_host::state::{StateError, Store};
 use nemos_model::image::{Image, OS_RELEASE};
 use nemos_model::overlay::LOWER_MOUNT;
 use nemos_model::partitions::Partition;
+use nemos_model::reset::keep::{KeptPath, SetName, Usage};
 use nemos_model::stack::Observed;
 use nemos_model::state::DeviceState;
 use nemos_model::{JobId, Timestamp};
@@ -24,6 +26,12 @@ pub trait Device: Send + Sync + 'static {
     fn read(&self) -> Result<DeviceState, StateError>;
     /// Makes it remember. When this returns, the power may go.
     fn write(&self, state: &DeviceState) -> Result<(), StateError>;
+    /// How much there is at and below a path of the running system.
+    fn measure(&self, path: &KeptPath) -> Result<Usage, KeepError>;
+    /// The paths of a keep set that came with the image.
+    fn keep_set(&self, name: &SetName) -> Result<Vec<KeptPath>, KeepError>;
+    /// Bytes that are free where kept data waits.
+    fn free(&self) -> Result<u64, KeepError>;
     /// Its clock.
     fn now(&self) -> Timestamp;
     /// A name that no job had before.
@@ -42,12 +50,13 @@ impl ThisDevice {
         let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         match &mut *store {
             Some(store) => work(store),
-            none => {
-                let folder = Partition::State.mount_point().unwrap_or_default();
-                work(none.insert(Store::open(Path::new(folder))?))
-            }
+            none => work(none.insert(Store::open(state_folder())?)),
         }
     }
+}
+
+fn state_folder() -> &'static Path {
+    Path::new(Partition::State.mount_point().unwrap_or_default())
 }
 
 impl Device for ThisDevice {
@@ -71,6 +80,18 @@ impl Device for ThisDevice {
 
     fn write(&self, state: &DeviceState) -> Result<(), StateError> {
         self.with_store(|store| store.write(state))
+    }
+
+    fn measure(&self, path: &KeptPath) -> Result<Usage, KeepError> {
+        keep::measure(Path::new(path.partition().mount_point().unwrap_or("/")), path.within())
+    }
+
+    fn keep_set(&self, name: &SetName) -> Result<Vec<KeptPath>, KeepError> {
+        keep::read_set(Path::new(LOWER_MOUNT), name)
+    }
+
+    fn free(&self) -> Result<u64, KeepError> {
+        keep::free(state_folder())
     }
 
     fn now(&self) -> Timestamp {

@@ -5,12 +5,13 @@
 mod fake;
 
 use fake::{Fixture, admin, full_disk};
-use nemos_api::job::{self, path};
+use nemos_api::job::{self, RetryOptions, path};
 use nemos_api::manager::ManagerProxy;
 use nemos_api::reset::{PlanOptions, RequestOptions, ResetProxy};
 use nemos_api::{CallError, Error, ErrorKind, PATH};
 use nemos_model::Timestamp;
 use nemos_model::job::JobState;
+use nemos_model::reset::KeptPath;
 use nemos_model::state::Volume;
 
 fn refusal<T: std::fmt::Debug>(outcome: Result<T, CallError>) -> Error {
@@ -114,13 +115,125 @@ async fn a_plan_that_was_made_for_another_volume_is_refused() {
     let fixture = Fixture::new().await;
     let reset = ResetProxy::new(&fixture.client).await.unwrap();
     let (plan, details) = reset.plan(PlanOptions::default()).await.unwrap();
-    assert!(details.kept.contains(&"p.lxstate".to_owned()));
+    assert!(details.untouched.contains(&"p.lxstate".to_owned()));
     fixture.device.change(|state| state.volume = Volume::Erased);
     let fixture = fixture.restart().await;
     let reset = ResetProxy::new(&fixture.client).await.unwrap();
     let options = RequestOptions { plan: Some(plan), ..asking() };
     assert_eq!(refusal(reset.request("factory", options).await).kind, ErrorKind::PlanChanged);
     assert!(fixture.device.stored().jobs().is_empty());
+}
+
+fn keeping(paths: &[&str]) -> RequestOptions {
+    RequestOptions { keep: Some(paths.iter().map(|path| (*path).to_owned()).collect()), ..asking() }
+}
+
+#[tokio::test]
+async fn what_is_kept_is_part_of_the_plan_and_of_the_job() {
+    let fixture = Fixture::new().await;
+    let reset = ResetProxy::new(&fixture.client).await.unwrap();
+    let options = PlanOptions {
+        keep: Some(vec!["/etc/app".into()]),
+        keep_sets: Some(vec!["identity".into()]),
+        ..PlanOptions::default()
+    };
+    let (plan, details) = reset.plan(options).await.unwrap();
+    let kept: Vec<_> = details.keep.iter().map(|kept| (kept.path.as_str(), kept.bytes)).collect();
+    assert_eq!(kept, [("/etc/app", 1 << 20), ("/etc/machine-id", 4096), ("/etc/nowhere", 0)]);
+    assert_eq!(details.regenerated, ["SSH host keys"]);
+    assert!(details.room_needed.unwrap() <= details.room_available.unwrap());
+    assert!(details.steps.contains(&"stage-kept".to_owned()));
+
+    let options =
+        RequestOptions { keep_sets: Some(vec!["identity".into()]), plan: Some(plan), ..keeping(&["/etc/app"]) };
+    reset.request("factory", options).await.unwrap();
+    let stored = fixture.device.stored();
+    let job = stored.pending().unwrap();
+    let kept: Vec<_> = job.keep.iter().map(KeptPath::as_str).collect();
+    assert_eq!(kept, ["/etc/app", "/etc/machine-id"], "what is not there is not kept");
+}
+
+#[tokio::test]
+async fn a_plan_is_refused_when_there_is_more_to_keep_than_it_showed() {
+    let fixture = Fixture::new().await;
+    let reset = ResetProxy::new(&fixture.client).await.unwrap();
+    let options = PlanOptions { keep: Some(vec!["/etc/app".into()]), ..PlanOptions::default() };
+    let (plan, _) = reset.plan(options).await.unwrap();
+    fixture.device.resize("/etc/app", 2 << 20);
+    let options = RequestOptions { plan: Some(plan), ..keeping(&["/etc/app"]) };
+    assert_eq!(refusal(reset.request("factory", options).await).kind, ErrorKind::PlanChanged);
+}
+
+#[tokio::test]
+async fn what_cannot_be_kept_is_refused_before_anything_is_written() {
+    let fixture = Fixture::new().await;
+    let reset = ResetProxy::new(&fixture.client).await.unwrap();
+    let sets = |name: &str| RequestOptions { keep_sets: Some(vec![name.into()]), ..asking() };
+    for (scope, options, kind) in [
+        ("factory", keeping(&["etc/app"]), ErrorKind::InvalidArgument),
+        ("factory", keeping(&["/etc/../home"]), ErrorKind::InvalidArgument),
+        ("factory", keeping(&["/run/app"]), ErrorKind::InvalidArgument),
+        ("overlay", keeping(&["/home/large"]), ErrorKind::InvalidArgument),
+        ("factory", keeping(&["/etc/missing"]), ErrorKind::NotFound),
+        ("factory", keeping(&["/home/large"]), ErrorKind::NoSpace),
+        ("factory", sets("no-such-set"), ErrorKind::NotFound),
+        ("factory", sets("../identity"), ErrorKind::InvalidArgument),
+    ] {
+        let refused = refusal(reset.request(scope, options.clone()).await);
+        assert_eq!(refused.kind, kind, "{scope} {options:?}: {refused}");
+    }
+    assert!(fixture.device.stored().jobs().is_empty());
+}
+
+#[tokio::test]
+async fn nothing_is_kept_of_a_partition_that_is_not_in_use() {
+    let fixture = Fixture::new().await;
+    fixture.device.unmount("/home");
+    let reset = ResetProxy::new(&fixture.client).await.unwrap();
+    let refused = refusal(reset.request("factory", keeping(&["/home/large"])).await);
+    assert!(refused.message.contains("p.lxhome is not in use"), "{refused}");
+}
+
+#[tokio::test]
+async fn who_may_not_reset_does_not_learn_what_there_is_to_keep() {
+    let fixture = Fixture::refusing().await;
+    let reset = ResetProxy::new(&fixture.client).await.unwrap();
+    let options = PlanOptions { keep: Some(vec!["/etc/app".into()]), ..PlanOptions::default() };
+    assert_eq!(refusal(reset.plan(options).await).kind, ErrorKind::NotAuthorized);
+}
+
+#[tokio::test]
+async fn a_job_that_was_given_up_is_tried_again_with_the_device_rebooting() {
+    let fixture = Fixture::new().await;
+    let reset = ResetProxy::new(&fixture.client).await.unwrap();
+    let job = job::id_at(reset.request("overlay", asking()).await.unwrap().as_str()).unwrap();
+    let again = RetryOptions { reboot: Some(true) };
+    assert_eq!(refusal(job::retry(&fixture.client, job, again).await).kind, ErrorKind::Failed, "it has not failed");
+    fixture.device.change(|state| {
+        state.begin_at_boot(job, false, Timestamp(5)).unwrap();
+        state.attempt_failed(job, "no such device".into(), Timestamp(6)).unwrap();
+    });
+    let mut fixture = fixture.restart().await;
+    assert_eq!(job::get(&fixture.client, job).await.unwrap().state, "failed");
+    job::retry(&fixture.client, job, again).await.unwrap();
+    assert_eq!(fixture.next_reboot().await, path(job));
+    assert_eq!(fixture.device.stored().job(job).unwrap().state, JobState::WaitingForReboot);
+}
+
+#[tokio::test]
+async fn history_says_what_became_of_each_partition_and_what_the_audit_found() {
+    let fixture = Fixture::new().await;
+    let reset = ResetProxy::new(&fixture.client).await.unwrap();
+    reset.request("overlay", asking()).await.unwrap();
+    fixture.device.carry_out_what_is_pending();
+    let fixture = fixture.restart().await;
+    let reset = ResetProxy::new(&fixture.client).await.unwrap();
+    let history = reset.history().await.unwrap();
+    let result = &history[0].result;
+    assert!(result.grades.contains(&("p.lxroot".into(), "key-destroyed".into())), "{result:?}");
+    assert!(result.grades.contains(&("p.lxhome".into(), "untouched".into())), "{result:?}");
+    assert!(result.audit.as_ref().unwrap().iter().all(|(_, passed, _)| *passed), "{result:?}");
+    assert!(!history[0].plan.is_empty() && history[0].begun_at > 0);
 }
 
 #[tokio::test]
@@ -152,7 +265,7 @@ async fn a_job_that_has_begun_is_not_cancelled() {
     let reset = ResetProxy::new(&fixture.client).await.unwrap();
     let job = job::id_at(reset.request("factory", asking()).await.unwrap().as_str()).unwrap();
     fixture.device.change(|state| {
-        state.begin_at_boot(job, Timestamp(5)).unwrap();
+        state.begin_at_boot(job, false, Timestamp(5)).unwrap();
     });
     let fixture = fixture.restart().await;
     assert_eq!(refusal(job::cancel(&fixture.client, job).await).kind, ErrorKind::Failed);

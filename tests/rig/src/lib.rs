@@ -48,7 +48,7 @@ const NATIVE: (&str, &str) = ("NEMOS_RIG", "native");
 /// The tests of a binary, named after their functions.
 #[macro_export]
 macro_rules! tests {
-    ($($test:ident),* $(,)?) => { vec![$($crate::test(stringify!($test), $test)),*] };
+    ($($test:path),* $(,)?) => { vec![$($crate::test(stringify!($test), $test)),*] };
 }
 
 /// A test; it fails by panicking. [`tests!`] says the name for you.

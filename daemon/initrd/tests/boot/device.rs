@@ -20,6 +20,7 @@ use nemos_model::keys::DEMO_KEY_FILE;
 use nemos_model::overlay::Mode;
 use nemos_model::partitions::Partition;
 use nemos_model::reset::Scope;
+use nemos_model::reset::keep::decide;
 use nemos_model::state::{DeviceState, FILE_NAME, Request, Taken};
 use nemos_rig::{CommandLine, Disk, Image, KernelLog, WriteLog, leave_nothing_open, run};
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -88,8 +89,14 @@ impl Device {
     /// Boots to the end.
     #[track_caller]
     pub fn boots(&self) -> Running<'_> {
+        self.boots_with("quiet")
+    }
+
+    /// Boots to the end, with more words on its kernel's command line.
+    #[track_caller]
+    pub fn boots_with(&self, words: &str) -> Running<'_> {
         let log = KernelLog::from_now();
-        let (succeeded, said) = run_initrd();
+        let (succeeded, said) = run_initrd(words);
         assert!(succeeded, "nemos-initrd refused to boot:\n{said}");
         let report = serde_json::from_slice(&fs::read(REPORT_FILE).unwrap()).unwrap();
         Running { device: self, report, log }
@@ -98,7 +105,7 @@ impl Device {
     /// Boots to a refusal, and returns what was said.
     #[track_caller]
     pub fn refuses_to_boot(&self) -> String {
-        let (succeeded, said) = run_initrd();
+        let (succeeded, said) = run_initrd("quiet");
         assert!(!succeeded, "nemos-initrd booted:\n{said}");
         assert!(!is_mounted("/sysroot"), "a boot that is refused must leave nothing to switch to");
         power_off();
@@ -140,19 +147,28 @@ impl Device {
         self.with_state(|folder| Store::open(folder).unwrap().read().unwrap())
     }
 
-    /// Asks for a factory reset, as the daemon does.
     pub fn is_asked_for_a_factory_reset(&self) -> JobId {
+        self.is_asked_for_a_reset(Scope::Factory, &[])
+    }
+
+    /// Asks for a reset, as the daemon does.
+    pub fn is_asked_for_a_reset(&self, scope: Scope, keep: &[&str]) -> JobId {
         let by = Requester { uid: 1000, user: Some("admin".into()), process: None, label: None };
-        let request = Request { scope: Scope::Factory, by, key: None, not_before: None, reboot: true };
+        let keep = decide(scope, keep.iter().map(|path| path.parse().unwrap()).collect()).unwrap();
+        let request = Request { scope, keep, plan: None, by, key: None, not_before: None, reboot: true };
+        let job = new_id();
+        self.changes_state(|state| assert_eq!(state.request(request, job, now()), Ok(Taken::New(job))));
+        job
+    }
+
+    /// Changes what the device remembers, as the daemon does.
+    pub fn changes_state(&self, change: impl FnOnce(&mut DeviceState)) {
         self.with_state(|folder| {
             let store = Store::open(folder).unwrap();
             let mut state = store.read().unwrap();
-            let Taken::New(job) = state.request(request, new_id(), now()).unwrap() else {
-                panic!("a request without a key is always a new job")
-            };
+            change(&mut state);
             store.write(&state).unwrap();
-            job
-        })
+        });
     }
 
     /// Works on the mounted p.lxstate.
@@ -187,6 +203,7 @@ impl Drop for Power {
 impl Running<'_> {
     #[track_caller]
     pub fn writes(&self, path: &str, text: &str) {
+        fs::create_dir_all(on_the_device(path).parent().unwrap()).unwrap();
         fs::write(on_the_device(path), text).unwrap_or_else(|error| panic!("cannot write {path}: {error}"));
     }
 
@@ -226,8 +243,8 @@ impl Running<'_> {
 }
 
 /// Runs nemos-initrd to its end: whether the boot goes on, and what it said.
-fn run_initrd() -> (bool, String) {
-    let _line = CommandLine::says(&format!("quiet roothash={}", SHIPPED.1));
+fn run_initrd(words: &str) -> (bool, String) {
+    let _line = CommandLine::says(&format!("{words} roothash={}", SHIPPED.1));
     let mut said = String::new();
     let mut initrd = start();
     initrd.stderr.take().unwrap().read_to_string(&mut said).unwrap();
@@ -249,7 +266,7 @@ fn power_off() {
 }
 
 /// A path on the running device.
-fn on_the_device(path: &str) -> PathBuf {
+pub fn on_the_device(path: &str) -> PathBuf {
     Path::new("/sysroot").join(path.trim_start_matches('/'))
 }
 
@@ -275,7 +292,8 @@ fn build() -> (Image, String) {
 
     let size = |partition| match partition {
         Partition::Esp => MIB,
-        Partition::Home | Partition::State => 8 * MIB,
+        Partition::Home => 8 * MIB,
+        Partition::State => 24 * MIB,
         Partition::OciPreloaded => fs::metadata(&preloaded).unwrap().len(),
         Partition::Readonly => fs::metadata(&root).unwrap().len() + BLOCK,
         // The least that XFS wants, and room for tags and headers.
@@ -298,7 +316,8 @@ fn build_root(work: &Path, image: &Path) -> String {
     // Not compressible, so that it is most of the squashfs, and damage to the middle of that is damage to it.
     let mut init = vec![0; 256 << 10];
     File::open("/dev/urandom").unwrap().read_exact(&mut init).unwrap();
-    let tree = folder(work, "root", &[("sbin/init", &init), ("etc/hostname", b"device\n")]);
+    let tree =
+        folder(work, "root", &[("sbin/init", &init), ("etc/hostname", b"device\n"), ("etc/app/shipped", b"shipped")]);
     for mount_point in Partition::ALL.into_iter().filter_map(Partition::mount_point) {
         fs::create_dir_all(tree.join(mount_point.trim_start_matches('/'))).unwrap();
     }

@@ -5,6 +5,7 @@
 #![allow(clippy::unused_self, reason = "there is one device at a time, and it is the subject of every sentence")]
 
 mod device;
+mod reset;
 
 use std::fs;
 use std::process::ExitCode;
@@ -35,6 +36,13 @@ fn main() -> ExitCode {
         a_device_that_keeps_failing_comes_up_and_a_reset_repairs_it,
         a_damaged_partition_is_left_out,
         a_changed_root_is_refused,
+        reset::an_overlay_reset_leaves_home_and_containers,
+        reset::what_is_kept_survives_as_it_was,
+        reset::what_is_kept_is_never_on_the_disk_in_plain_text,
+        reset::what_does_not_fit_is_refused_before_anything_is_erased,
+        reset::kept_data_outlives_a_reset_that_is_given_up,
+        reset::a_partition_that_takes_no_writes_fails_the_reset_and_the_device_comes_up,
+        reset::the_command_line_asks_for_a_factory_reset,
     ])
 }
 
@@ -134,9 +142,9 @@ fn a_reset_that_is_killed_at_every_step_ends_the_same() {
     running.shuts_down();
     let job = device.is_asked_for_a_factory_reset();
 
-    for step in Scope::Factory.steps() {
+    for step in Scope::Factory.steps(false) {
         device.is_killed_when_it_says(&format!("job {job}: {step}"));
-        if *step == Step::CreateVolume {
+        if step == Step::CreateVolume {
             device.is_killed_when_it_says(&format!("{step}: "));
         }
     }

@@ -2,13 +2,16 @@
 
 use std::sync::Arc;
 
-use nemos_api::job::{JobError, JobRecord, JobResult, RequesterRecord, path};
+use nemos_api::job::{JobError, JobRecord, JobResult, RequesterRecord, RetryOptions, path};
+use nemos_api::options::Dictionary;
 use nemos_api::{Error, action};
 use nemos_model::JobId;
+use nemos_model::job::Kind;
 use zbus::message::Header;
 use zbus::{ObjectServer, interface};
 
 use crate::bus::Service;
+use crate::bus::reset::action_for;
 use crate::journal;
 
 /// `org.nemos.Device1.Job`.
@@ -41,6 +44,27 @@ impl Job {
         };
         journal::request(action, &caller, outcome.as_ref().map(|()| self.id));
         outcome
+    }
+
+    /// Asks for as much as the job's own request does: it erases the same.
+    async fn retry(&self, options: Dictionary, #[zbus(header)] call: Header<'_>) -> Result<(), Error> {
+        let reboot = RetryOptions::parse(options)?.reboot.unwrap_or_default();
+        let action = match self.service.desk.job(self.id).await?.kind {
+            Kind::Reset { scope } => action_for(scope),
+            Kind::Provision => action::RESET_FACTORY,
+        };
+        let gate = &self.service.gate;
+        let caller = gate.caller(&call).await.inspect_err(|error| journal::stranger(action, error))?;
+        let outcome = match gate.admit(&call, &caller, action).await {
+            Ok(()) => self.service.desk.retry(self.id).await,
+            Err(refusal) => Err(refusal),
+        };
+        journal::request(action, &caller, outcome.as_ref().map(|job| job.id));
+        outcome?;
+        if reboot {
+            self.service.reboot_after(std::future::ready(()), self.id);
+        }
+        Ok(())
     }
 
     #[zbus(property(emits_changed_signal = "const"))]
@@ -81,6 +105,16 @@ impl Job {
     #[zbus(property(emits_changed_signal = "const"))]
     async fn not_before(&self) -> Result<u64, Error> {
         Ok(self.record().await?.not_before)
+    }
+
+    #[zbus(property)]
+    async fn begun_at(&self) -> Result<u64, Error> {
+        Ok(self.record().await?.begun_at)
+    }
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    async fn plan(&self) -> Result<String, Error> {
+        Ok(self.record().await?.plan)
     }
 
     #[zbus(property)]

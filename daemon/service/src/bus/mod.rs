@@ -26,6 +26,18 @@ pub struct Service {
     pub reboots: UnboundedSender<JobId>,
 }
 
+impl Service {
+    /// Reboots for a job once the reply to its caller was sent.
+    fn reboot_after(&self, sent: impl Future<Output = ()> + Send + 'static, job: JobId) {
+        let reboots = self.reboots.clone();
+        tokio::spawn(async move {
+            sent.await;
+            // The main loop is gone only if the process is about to be.
+            let _ = reboots.send(job);
+        });
+    }
+}
+
 /// Adds the device's object to a connection. Jobs are added by the first announcement.
 pub fn serve<'a>(connection: Builder<'a>, service: &Arc<Service>) -> Builder<'a> {
     connection

@@ -8,12 +8,12 @@ use nemos_api::reset::{PlanOptions, PlanRecord, RequestOptions};
 use nemos_api::{Error, action};
 use nemos_model::job::{Job, JobState, Kind, Requester};
 use nemos_model::reset::Scope;
-use nemos_model::state::Request;
 use zbus::message::Header;
 use zbus::object_server::ResponseDispatchNotifier;
 use zbus::{ObjectPath, ObjectServer, OwnedObjectPath, interface};
 
 use crate::bus::{Service, job};
+use crate::desk::Asked;
 use crate::journal;
 
 /// `org.nemos.Device1.Reset`.
@@ -40,13 +40,22 @@ impl Reset {
         caller.label.clone_from(&options.label);
         self.service.gate.admit(call, caller, action_for(scope)).await?;
         let reboot = options.reboot.unwrap_or_default();
-        let request = Request { scope, by: caller.clone(), not_before: options.not_before(), reboot, key: options.key };
-        Ok((self.service.desk.request(request, options.plan).await?, reboot))
+        let wish = options.wish(scope)?;
+        let asked = Asked { by: caller.clone(), not_before: options.not_before(), reboot, key: options.key };
+        Ok((self.service.desk.request(wish, asked, options.plan).await?, reboot))
+    }
+
+    /// Paths and how much is there are nobody's business who may not erase them.
+    async fn admit_to_paths(&self, call: &Header<'_>, scope: Scope) -> Result<(), Error> {
+        let caller = self.service.gate.caller(call).await?;
+        self.service.gate.admit(call, &caller, action_for(scope)).await
     }
 }
 
-const fn action_for(scope: Scope) -> &'static str {
+/// polkit's name for a reset of that scope.
+pub(super) const fn action_for(scope: Scope) -> &'static str {
     match scope {
+        Scope::Overlay => action::RESET_OVERLAY,
         Scope::Factory => action::RESET_FACTORY,
     }
 }
@@ -54,9 +63,12 @@ const fn action_for(scope: Scope) -> &'static str {
 #[interface(name = "org.nemos.Device1.Reset", introspection_docs = false)]
 impl Reset {
     #[zbus(out_args("plan", "details"))]
-    async fn plan(&self, options: Dictionary) -> Result<(String, PlanRecord), Error> {
-        let scope = PlanOptions::parse(options)?.scope.map_or(Ok(Scope::Factory), |scope| scope.parse())?;
-        let plan = self.service.desk.plan(scope).await?;
+    async fn plan(&self, options: Dictionary, #[zbus(header)] call: Header<'_>) -> Result<(String, PlanRecord), Error> {
+        let wish = PlanOptions::parse(options)?.wish()?;
+        if wish.keeps() {
+            self.admit_to_paths(&call, wish.scope).await?;
+        }
+        let plan = self.service.desk.plan(wish).await?;
         Ok((plan.id().to_string(), PlanRecord::from(&plan)))
     }
 
@@ -69,7 +81,7 @@ impl Reset {
         #[zbus(header)] call: Header<'_>,
         #[zbus(object_server)] objects: &ObjectServer,
     ) -> Result<ResponseDispatchNotifier<OwnedObjectPath>, Error> {
-        let action = action::RESET_FACTORY;
+        let action = scope.parse().map_or(action::RESET_FACTORY, action_for);
         let mut caller = self.service.gate.caller(&call).await.inspect_err(|error| journal::stranger(action, error))?;
         let taken = self.take(&call, &mut caller, scope, options).await;
         journal::request(action, &caller, taken.as_ref().map(|(job, _)| job.id));
@@ -77,12 +89,7 @@ impl Reset {
         job::serve(objects, &self.service, taken.id).await?;
         let (reply, sent) = ResponseDispatchNotifier::new(path(taken.id));
         if reboot && taken.state == JobState::WaitingForReboot {
-            let reboots = self.service.reboots.clone();
-            tokio::spawn(async move {
-                sent.await;
-                // The main loop is gone only if the process is about to be.
-                let _ = reboots.send(taken.id);
-            });
+            self.service.reboot_after(sent, taken.id);
         }
         Ok(reply)
     }

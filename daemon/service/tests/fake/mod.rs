@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nemos_api::{Error, ErrorKind};
+use nemos_host::reset::keep::KeepError;
 use nemos_host::state::StateError;
 use nemos_model::boot::{BootReport, REPORT_VERSION};
 use nemos_model::image::Image;
@@ -15,8 +16,11 @@ use nemos_model::job::Requester;
 use nemos_model::keys::Provider;
 use nemos_model::overlay::{LOWER_MOUNT, Mode, UPPER_MOUNT};
 use nemos_model::partitions::Partition;
+use nemos_model::reset::Step;
+use nemos_model::reset::audit::{Audit, Found, Survey};
+use nemos_model::reset::keep::{KeptPath, SetName, Usage};
 use nemos_model::stack::{Observed, SeenMapping, SeenMount, SeenPartition};
-use nemos_model::state::{DeviceState, Volume};
+use nemos_model::state::{AtBoot, DeviceState, Outcome, Volume};
 use nemos_model::{JobId, Timestamp};
 use nemosd::authorization::{Answer, Gate};
 use nemosd::bus::announce::Announcer;
@@ -126,6 +130,8 @@ pub struct FakeDevice {
     clock: AtomicU64,
     ids: AtomicU64,
     failure: Mutex<Option<fn() -> StateError>>,
+    /// Files, and their sizes.
+    files: Mutex<Vec<(&'static str, u64)>>,
 }
 
 /// What writing to a full disk brings.
@@ -144,6 +150,7 @@ impl FakeDevice {
             clock: AtomicU64::new(1_795_442_786),
             ids: AtomicU64::new(1),
             failure: Mutex::default(),
+            files: Mutex::new(vec![("/etc/machine-id", 4096), ("/etc/app", 1 << 20), ("/home/large", 1 << 30)]),
         })
     }
 
@@ -160,10 +167,17 @@ impl FakeDevice {
     /// Does what the initrd does with a pending job.
     pub fn carry_out_what_is_pending(&self) {
         self.change(|state| {
-            let job = state.begin_at_boot(JobId::from_random(0), Timestamp(self.clock())).unwrap().expect("a job");
-            while state.job(job).unwrap().next_step().is_some() {
-                let volume = "b1b4c1c5-3d8e-4a34-8c7e-1f0f0c1d2e3f".parse().unwrap();
-                state.step_done(job, Some(volume), Timestamp(self.clock())).unwrap();
+            let now = Timestamp(self.clock());
+            let AtBoot::CarryOut(job) = state.begin_at_boot(JobId::from_random(0), false, now).unwrap() else {
+                panic!("nothing is pending")
+            };
+            while let Some(step) = state.job(job).unwrap().next_step() {
+                let outcome = match step {
+                    Step::CreateVolume => Outcome::Volume("b1b4c1c5-3d8e-4a34-8c7e-1f0f0c1d2e3f".parse().unwrap()),
+                    Step::Audit => Outcome::Audited(Audit::new(&Survey::default(), &Found::default(), &[])),
+                    _ => Outcome::Done,
+                };
+                state.step_done(job, outcome, now).unwrap();
             }
         });
     }
@@ -171,6 +185,11 @@ impl FakeDevice {
     /// Lets writes fail, or succeed again.
     pub fn fail_writes(&self, failure: Option<fn() -> StateError>) {
         *self.failure.lock().unwrap() = failure;
+    }
+
+    /// Makes a file larger or smaller.
+    pub fn resize(&self, file: &'static str, bytes: u64) {
+        self.files.lock().unwrap().iter_mut().filter(|(known, _)| *known == file).for_each(|(_, size)| *size = bytes);
     }
 
     pub fn unmount(&self, target: &str) {
@@ -213,6 +232,26 @@ impl Device for FakeDevice {
         }
         self.change(|stored| stored.clone_from(state));
         Ok(())
+    }
+
+    fn measure(&self, path: &KeptPath) -> Result<Usage, KeepError> {
+        let files = self.files.lock().unwrap();
+        let usage = files
+            .iter()
+            .find(|(known, _)| *known == path.as_str())
+            .map(|(_, bytes)| Usage { entries: 1, bytes: *bytes });
+        usage.ok_or_else(|| KeepError::NotThere { path: path.as_str().into() })
+    }
+
+    fn keep_set(&self, name: &SetName) -> Result<Vec<KeptPath>, KeepError> {
+        match name.to_string().as_str() {
+            "identity" => Ok(["/etc/machine-id", "/etc/nowhere"].map(|path| path.parse().unwrap()).to_vec()),
+            _ => Err(KeepError::NoSuchSet(name.clone())),
+        }
+    }
+
+    fn free(&self) -> Result<u64, KeepError> {
+        Ok(64 << 20)
     }
 
     fn now(&self) -> Timestamp {

@@ -1,0 +1,133 @@
+//! The steps of a reset, each on the disk. Every one can be repeated from its start.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nemos_model::job::{Job, Kind};
+use nemos_model::partitions::Partition;
+use nemos_model::reset::audit::Audit;
+use nemos_model::reset::{Scope, Step};
+use nemos_model::state::Outcome;
+use thiserror::Error;
+
+use crate::command::CommandError;
+use crate::keys::Secret;
+use crate::mkfs;
+use crate::overlay::{self, OverlayError};
+use crate::partitions::{Disk, DiskError};
+
+mod areas;
+mod copy;
+pub mod keep;
+mod stage;
+mod survey;
+
+pub use areas::AreaError;
+pub use stage::{StageError, destroy as destroy_stage};
+
+/// How long a partition may take to appear.
+const APPEAR: Duration = Duration::from_secs(10);
+
+/// A step that failed.
+#[derive(Debug, Error)]
+pub enum StepError {
+    /// The partition is not there.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// The overlay's volume.
+    #[error(transparent)]
+    Overlay(#[from] OverlayError),
+    /// A file system cannot be made.
+    #[error(transparent)]
+    Command(#[from] CommandError),
+    /// What is kept cannot be brought to safety, or back.
+    #[error(transparent)]
+    Stage(#[from] StageError),
+    /// What was written did not reach the disk.
+    #[error("cannot write {} through: {source}", path.display())]
+    Sync {
+        /// The partition.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// What is left cannot be looked at.
+    #[error("cannot look at what is left on {}: {source}", path.display())]
+    Look {
+        /// The partition.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Something is left.
+    #[error("something of the old is left: {0}")]
+    Left(Audit),
+}
+
+/// What a step works on: a disk of which nothing is open but the root.
+pub struct Work<'a> {
+    /// The disk.
+    pub disk: &'a Disk,
+    /// What opens the overlay's volume.
+    pub secret: &'a Secret,
+    /// Where the read-only root is mounted.
+    pub lower: &'a Path,
+    /// Where `p.lxstate` is mounted.
+    pub state: &'a Path,
+    /// A folder to mount in.
+    pub scratch: &'a Path,
+}
+
+/// Carries out one step of a job; when it returns, what it wrote is on the disk.
+///
+/// `progress` is called with bytes done and bytes in all.
+pub fn carry_out(
+    step: Step,
+    job: &Job,
+    work: &Work<'_>,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Outcome, StepError> {
+    let place = |partition| work.disk.partition(partition, APPEAR);
+    let Work { secret, scratch, .. } = *work;
+    match step {
+        Step::Survey => return Ok(Outcome::Surveyed(survey::survey(work.disk))),
+        Step::StageKept => stage::fill(work, &job.keep)?,
+        Step::DestroyKeys => overlay::destroy_keys(&place(Partition::Root)?)?,
+        Step::CreateVolume => {
+            let partition = place(Partition::Root)?;
+            let volume = overlay::create_volume(&partition, secret, progress)?;
+            write_through(&partition)?;
+            return Ok(Outcome::Volume(volume));
+        }
+        Step::CreateOverlay => overlay::create_overlay(&place(Partition::Root)?, secret, scratch)?,
+        Step::FormatOciStorage => mkfs::xfs(&place(Partition::OciStorage)?, "oci-storage")?,
+        Step::FormatHome => mkfs::ext4(&place(Partition::Home)?, "home")?,
+        Step::RestoreKept => stage::restore(work, &job.keep)?,
+        Step::DestroyStage => stage::destroy(work.state)?,
+        Step::Audit => return audit(job, work),
+    }
+    if let Some(partition) = step.erases() {
+        write_through(&place(partition)?)?;
+    }
+    Ok(Outcome::Done)
+}
+
+fn write_through(partition: &Path) -> Result<(), StepError> {
+    let synced = File::open(partition).and_then(|device| device.sync_all());
+    synced.map_err(|source| StepError::Sync { path: partition.to_owned(), source })
+}
+
+/// Reads past every cache what is on the disk now, and compares it with what was there.
+fn audit(job: &Job, work: &Work<'_>) -> Result<Outcome, StepError> {
+    let survey = job.survey.clone().unwrap_or_default();
+    let found = survey::find(work.disk, &survey, work.state)?;
+    let erased = match job.kind {
+        Kind::Reset { scope } => Scope::erased(scope),
+        Kind::Provision => &[],
+    };
+    let erased: Vec<Partition> = erased.iter().map(|(partition, _)| *partition).collect();
+    let audit = Audit::new(&survey, &found, &erased);
+    if audit.passed() { Ok(Outcome::Audited(audit)) } else { Err(StepError::Left(audit)) }
+}

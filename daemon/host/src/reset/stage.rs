@@ -1,0 +1,257 @@
+//! Where kept data waits while its place is erased: an encrypted file on `p.lxstate`, that the same secret opens as the
+//! overlay's volume.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use libcryptsetup_rs::consts::flags::{CryptActivate, CryptVolumeKey};
+use libcryptsetup_rs::consts::vals::{EncryptionFormat, KeyslotsSize, MetadataSize};
+use libcryptsetup_rs::{CryptParamsLuks2, CryptParamsLuks2Ref, Either};
+use nemos_model::partitions::Partition;
+use nemos_model::reset::KeptPath;
+use nemos_model::reset::keep::{Room, STAGE_FILE, Usage};
+use rustix::fs::{FallocateFlags, fallocate};
+use thiserror::Error;
+use tracing::{info, warn};
+
+use super::Work;
+use super::areas::{AreaError, Areas};
+use super::copy::{CopyError, copy};
+use super::keep::{KeepError, free, measure};
+use crate::command::CommandError;
+use crate::cryptsetup::{self, CryptError};
+use crate::keys::Secret;
+use crate::mkfs;
+use crate::mounts::{Mount, MountError, unmount};
+use crate::overlay::{deactivate, is_open, key_file_pbkdf};
+
+/// Mapping of the open file.
+const MAPPING: &str = "nemos-kept";
+/// Bytes before the data of the file: two headers of 16 KiB and the key slots, aligned.
+const HEADER_AREA: u64 = 1 << 20;
+/// Bytes of key slots: one slot for a key of 64 bytes takes 252 KiB.
+const KEY_SLOTS: u64 = 512 << 10;
+/// aes-xts-plain64 with AES-256 takes two keys of 32 bytes.
+const VOLUME_KEY_BYTES: usize = 64;
+
+/// Kept data that cannot be brought to safety, or back.
+#[derive(Debug, Error)]
+pub enum StageError {
+    /// It does not fit.
+    #[error(
+        "what is to be kept needs {needed} bytes on {}, and there are {available}: keep less. Nothing was erased",
+        Partition::State
+    )]
+    NoRoom {
+        /// Bytes that are needed.
+        needed: u64,
+        /// Bytes that there are.
+        available: u64,
+    },
+    /// It cannot be kept.
+    #[error(transparent)]
+    Keep(#[from] KeepError),
+    /// Where it comes from or goes to cannot be opened.
+    #[error(transparent)]
+    Area(#[from] AreaError),
+    /// It cannot be copied.
+    #[error("cannot copy {path}: {source}")]
+    Copy {
+        /// The path.
+        path: KeptPath,
+        /// Why not.
+        source: CopyError,
+    },
+    /// The encrypted file cannot be made or opened.
+    #[error(transparent)]
+    Crypt(#[from] CryptError),
+    /// Its file system cannot be made.
+    #[error(transparent)]
+    Command(#[from] CommandError),
+    /// Its file system cannot be mounted.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// A file operation failed.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StageError {
+    move |source| StageError::Io { action, path: path.to_owned(), source }
+}
+
+/// Copies what is kept into a new stage. What is not there any more is not kept. When this returns, all of it is on the disk.
+pub(super) fn fill(work: &Work<'_>, keep: &[KeptPath]) -> Result<(), StageError> {
+    destroy(work.state)?;
+    let areas = Areas::open(work, &partitions(keep))?;
+    let kept = present(&areas, keep)?;
+    let usage: Usage = kept.iter().map(|(_, usage)| *usage).sum();
+    info!("{} files and folders are kept, {} KiB", usage.entries, usage.bytes >> 10);
+    let room = Room::new(usage, free(work.state)?);
+    if !room.fits() {
+        return Err(StageError::NoRoom { needed: room.needed, available: room.available });
+    }
+    let file = work.state.join(STAGE_FILE);
+    make_file(work.state, &file, room.needed)?;
+    format(&file, work.secret)?;
+    let stage = Stage::open(&file, work, Some(usage))?;
+    for (path, _) in &kept {
+        copy_one(path, &areas.place(path.partition()), &stage.place(path.partition()))?;
+    }
+    stage.close()?;
+    Ok(areas.close()?)
+}
+
+/// Copies everything back to its place, in place of what is there.
+pub(super) fn restore(work: &Work<'_>, keep: &[KeptPath]) -> Result<(), StageError> {
+    let stage = Stage::open(&work.state.join(STAGE_FILE), work, None)?;
+    let areas = Areas::open(work, &partitions(keep))?;
+    for path in keep {
+        let from = stage.place(path.partition());
+        if fs::symlink_metadata(from.join(path.within())).is_ok() {
+            copy_one(path, &from, &areas.place(path.partition()))?;
+        }
+    }
+    areas.close()?;
+    stage.close()
+}
+
+/// Destroys the stage, if there is one: its keys first, so that an interruption is already safe.
+pub fn destroy(state: &Path) -> Result<(), StageError> {
+    let path = state.join(STAGE_FILE);
+    let mut file = match OpenOptions::new().write(true).open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        file => file.map_err(io("open", &path))?,
+    };
+    close_mapping(&path)?;
+    let size = file.metadata().map_err(io("measure", &path))?.len().min(HEADER_AREA);
+    let zeros = vec![0; usize::try_from(size).unwrap_or_default()];
+    file.write_all(&zeros).and_then(|()| file.sync_all()).map_err(io("overwrite", &path))?;
+    fs::remove_file(&path).map_err(io("remove", &path))?;
+    sync_folder(state)
+}
+
+/// The partitions that the paths are on.
+fn partitions(keep: &[KeptPath]) -> Vec<Partition> {
+    let of = |partition: &Partition| keep.iter().any(|path| path.partition() == *partition);
+    Partition::ALL.into_iter().filter(of).collect()
+}
+
+/// What there is to be kept, and how much.
+fn present<'a>(areas: &Areas, keep: &'a [KeptPath]) -> Result<Vec<(&'a KeptPath, Usage)>, StageError> {
+    let mut present = Vec::new();
+    for path in keep {
+        match measure(&areas.place(path.partition()), path.within()) {
+            Ok(usage) => present.push((path, usage)),
+            Err(KeepError::NotThere { .. }) => warn!("{path} is not there any more, and is not kept"),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(present)
+}
+
+fn copy_one(path: &KeptPath, from: &Path, to: &Path) -> Result<(), StageError> {
+    fs::create_dir_all(to).map_err(io("make", to))?;
+    copy(from, to, path.within()).map_err(|source| StageError::Copy { path: path.clone(), source })
+}
+
+/// A file of that size, all of it there, so that nothing that is written to it later runs out of room.
+fn make_file(state: &Path, path: &Path, size: u64) -> Result<(), StageError> {
+    let file = OpenOptions::new().write(true).create_new(true).open(path).map_err(io("make", path))?;
+    fallocate(&file, FallocateFlags::empty(), 0, size).map_err(|error| io("make room for", path)(error.into()))?;
+    file.sync_all().map_err(io("sync", path))?;
+    sync_folder(state)
+}
+
+fn sync_folder(folder: &Path) -> Result<(), StageError> {
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(io("sync", folder))
+}
+
+fn format(path: &Path, secret: &Secret) -> Result<(), CryptError> {
+    cryptsetup::with("make an encrypted volume in", path, |device| {
+        let parameters = CryptParamsLuks2 {
+            pbkdf: Some(key_file_pbkdf()),
+            integrity: None,
+            integrity_params: None,
+            data_alignment: 0,
+            data_device: None,
+            sector_size: 4096,
+            label: None,
+            subsystem: None,
+        };
+        let mut parameters: CryptParamsLuks2Ref<'_> = (&parameters).try_into()?;
+        device.settings_handle().set_metadata_size(MetadataSize::Kb16, KeyslotsSize::try_from(KEY_SLOTS)?)?;
+        let key = Either::Right(VOLUME_KEY_BYTES);
+        let cipher = ("aes", "xts-plain64");
+        device.context_handle().format(EncryptionFormat::Luks2, cipher, None, key, Some(&mut parameters))?;
+        device.keyslot_handle().add_by_key(None, None, secret.expose(), CryptVolumeKey::empty())?;
+        Ok(())
+    })
+}
+
+fn close_mapping(path: &Path) -> Result<(), CryptError> {
+    if !is_open(MAPPING).unwrap_or(false) {
+        return Ok(());
+    }
+    cryptsetup::with("close the encrypted volume in", path, |device| deactivate(device, MAPPING))
+}
+
+/// An open stage, with the file system of each partition in a folder of its own.
+struct Stage {
+    file: PathBuf,
+    mounted: Option<PathBuf>,
+}
+
+impl Stage {
+    /// Opens it; with a new file system for so much, or with the one that is in it.
+    fn open(file: &Path, work: &Work<'_>, new: Option<Usage>) -> Result<Stage, StageError> {
+        close_mapping(file)?;
+        cryptsetup::with("open the encrypted volume in", file, |device| {
+            device.context_handle().load::<()>(Some(EncryptionFormat::Luks2), None)?;
+            let flags = CryptActivate::empty();
+            device.activate_handle().activate_by_passphrase(Some(MAPPING), None, work.secret.expose(), flags)
+        })?;
+        let mut stage = Stage { file: file.to_owned(), mounted: None };
+        let device = format!("/dev/mapper/{MAPPING}");
+        if let Some(usage) = new {
+            mkfs::ext4_for(Path::new(&device), usage.entries)?;
+        }
+        let place = work.scratch.join("stage");
+        Mount::new("ext4", &device).on(&place)?;
+        stage.mounted = Some(place);
+        Ok(stage)
+    }
+
+    fn place(&self, partition: Partition) -> PathBuf {
+        self.mounted.clone().unwrap_or_default().join(partition.label())
+    }
+
+    /// Writes everything through to the disk, and closes it.
+    fn close(mut self) -> Result<(), StageError> {
+        if let Some(place) = self.mounted.take() {
+            let synced = File::open(&place).and_then(|folder| Ok(rustix::fs::syncfs(folder)?));
+            let unmounted = unmount(&place);
+            synced.and(unmounted).map_err(io("close", &place))?;
+        }
+        close_mapping(&self.file)?;
+        File::open(&self.file).and_then(|file| file.sync_all()).map_err(io("sync", &self.file))
+    }
+}
+
+/// Only for what went wrong before [`Stage::close`].
+impl Drop for Stage {
+    fn drop(&mut self) {
+        if let Some(place) = &self.mounted {
+            let _ = unmount(place);
+        }
+        let _ = close_mapping(&self.file);
+    }
+}

@@ -1,0 +1,174 @@
+//! What a reset would do to a device as it is now.
+
+use uuid::{Uuid, uuid};
+
+use crate::overlay::UPPER_MOUNT;
+use crate::partitions::Partition;
+use crate::reset::keep::{Kept, Room, is_at_or_below};
+use crate::reset::{Erasure, Scope, Step};
+use crate::stack::{Observed, SeenMount};
+use crate::state::{DeviceState, Volume};
+
+/// What a device has of its own and makes anew when it is gone: its name for people, and where it is.
+const IDENTITY: [(&str, &str); 2] = [("machine-id", "/etc/machine-id"), ("SSH host keys", "/etc/ssh")];
+
+/// What a reset would do to this device as it is now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// How much is taken back.
+    pub scope: Scope,
+    /// What goes.
+    pub erased: Vec<Erased>,
+    /// What stays.
+    pub untouched: Vec<Partition>,
+    /// What is kept of that which goes.
+    pub keep: Vec<Kept>,
+    /// The room for it where it waits; `None` if nothing is kept.
+    pub room: Option<Room>,
+    /// How long it takes, in seconds: as long as each of its steps took on this device when it was quickest.
+    pub seconds: Option<u64>,
+    volume: Volume,
+}
+
+/// A partition whose contents go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Erased {
+    /// Which.
+    pub partition: Partition,
+    /// How.
+    pub how: Erasure,
+    /// Size of the partition in bytes, if it is there.
+    pub size: Option<u64>,
+    /// Bytes in use on it, if it is mounted.
+    pub used: Option<u64>,
+}
+
+impl Plan {
+    /// Plans a reset of the device that was observed; `free` bytes are free on `p.lxstate`.
+    pub fn new(scope: Scope, keep: Vec<Kept>, free: u64, seen: &Observed, state: &DeviceState) -> Self {
+        let erased = scope.erased().iter().map(|&(partition, how)| {
+            let mounted_at = if partition == Partition::Root { Some(UPPER_MOUNT) } else { partition.mount_point() };
+            // On a degraded boot memory is mounted there, and nobody knows what is on the disk.
+            let on_disk = |mount: &&SeenMount| Some(mount.target.as_str()) == mounted_at && mount.fs_type != "tmpfs";
+            let mount = seen.mounts.iter().find(on_disk);
+            let size = seen.partitions.iter().find(|seen| seen.partition == partition).map(|seen| seen.size);
+            Erased { partition, how, size, used: mount.map(|mount| mount.used) }
+        });
+        let usage = keep.iter().map(|kept| kept.usage).sum();
+        Plan {
+            scope,
+            erased: erased.collect(),
+            untouched: scope.untouched().collect(),
+            room: (!keep.is_empty()).then(|| Room::new(usage, free)),
+            seconds: state.expected_duration(&scope.steps(!keep.is_empty())),
+            keep,
+            volume: state.volume,
+        }
+    }
+
+    /// What is done, in order.
+    pub fn steps(&self) -> Vec<Step> {
+        self.scope.steps(!self.keep.is_empty())
+    }
+
+    /// What the device makes anew of its own at the boot after it: its identity, unless that is kept.
+    pub fn regenerated(&self) -> Vec<&'static str> {
+        let is_kept = |place: &str| {
+            self.keep.iter().any(|kept| {
+                let path = kept.path.as_str();
+                is_at_or_below(place, path) || is_at_or_below(path, place)
+            })
+        };
+        IDENTITY.into_iter().filter(|(_, place)| !is_kept(place)).map(|(name, _)| name).collect()
+    }
+
+    /// The plan's name. It changes when what the plan shows does: with the partitions, with the volume that would be erased
+    /// and with what is kept, but not with every byte that is written elsewhere.
+    pub fn id(&self) -> Uuid {
+        const PLANS: Uuid = uuid!("3d11b5cc-7e2d-4faf-b7ef-77b83176e567");
+        let head = format!("{} {:?}", self.scope, self.volume);
+        let erased = self.erased.iter().map(|erased| format!("{} {} {:?}", erased.partition, erased.how, erased.size));
+        let kept =
+            self.keep.iter().map(|Kept { path, usage }| format!("keep {} {} {path}", usage.entries, usage.bytes));
+        let text = std::iter::once(head).chain(erased).chain(kept).collect::<Vec<_>>().join("\n");
+        Uuid::new_v5(&PLANS, text.as_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reset::keep::Usage;
+    use crate::stack::SeenPartition;
+
+    const FREE: u64 = 64 << 20;
+
+    fn provisioned(volume: u128) -> DeviceState {
+        let mut state = DeviceState::shipped();
+        state.volume = Volume::Provisioned { uuid: Uuid::from_u128(volume) };
+        state
+    }
+
+    fn seen(home_used: u64) -> Observed {
+        let mount = SeenMount {
+            target: "/home".into(),
+            source: "/dev/vda2".into(),
+            fs_type: "ext4".into(),
+            read_only: false,
+            size: 100,
+            used: home_used,
+        };
+        let partition = SeenPartition { partition: Partition::Home, device: "/dev/vda2".into(), size: 128 };
+        Observed { partitions: vec![partition], mounts: vec![mount], ..Observed::default() }
+    }
+
+    fn kept(path: &str, bytes: u64) -> Kept {
+        Kept { path: path.parse().unwrap(), usage: Usage { entries: 1, bytes } }
+    }
+
+    fn plan(seen: &Observed, keep: Vec<Kept>, volume: u128) -> Plan {
+        Plan::new(Scope::Factory, keep, FREE, seen, &provisioned(volume))
+    }
+
+    #[test]
+    fn a_plan_says_how_much_goes() {
+        let plan = plan(&seen(17), vec![], 1);
+        let home = plan.erased.iter().find(|erased| erased.partition == Partition::Home);
+        let expected = Erased { partition: Partition::Home, how: Erasure::Formatted, size: Some(128), used: Some(17) };
+        assert_eq!(home, Some(&expected));
+    }
+
+    #[test]
+    fn what_is_in_memory_is_not_what_goes_from_the_disk() {
+        let mut seen = seen(17);
+        seen.mounts[0].target = UPPER_MOUNT.into();
+        seen.mounts[0].fs_type = "tmpfs".into();
+        let plan = plan(&seen, vec![], 1);
+        assert!(plan.erased.iter().all(|erased| erased.used.is_none()), "{plan:?}");
+    }
+
+    #[test]
+    fn a_plan_is_another_when_what_it_shows_is_and_not_when_a_file_was_written() {
+        let id = |used, keep, volume| plan(&seen(used), keep, volume).id();
+        assert_eq!(id(17, vec![], 1), id(18, vec![], 1));
+        assert_ne!(id(17, vec![], 1), id(17, vec![], 2), "the volume is not the one that was looked at");
+        assert_ne!(id(17, vec![kept("/etc/x", 1)], 1), id(17, vec![], 1));
+        assert_ne!(id(17, vec![kept("/etc/x", 1)], 1), id(17, vec![kept("/etc/x", 2)], 1), "there is more to keep");
+    }
+
+    #[test]
+    fn an_identity_that_is_kept_is_not_made_anew() {
+        let regenerated = |path| plan(&seen(17), vec![kept(path, 1)], 1).regenerated();
+        assert_eq!(regenerated("/etc/hostname"), ["machine-id", "SSH host keys"]);
+        assert_eq!(regenerated("/etc/machine-id"), ["SSH host keys"]);
+        assert_eq!(regenerated("/etc/ssh/ssh_host_ed25519_key"), ["machine-id"]);
+        assert!(regenerated("/etc").is_empty());
+    }
+
+    #[test]
+    fn what_is_kept_needs_room() {
+        assert_eq!(plan(&seen(17), vec![], 1).room, None);
+        assert!(plan(&seen(17), vec![kept("/etc/x", 1)], 1).room.is_some_and(Room::fits));
+        assert!(!plan(&seen(17), vec![kept("/etc/x", FREE)], 1).room.is_some_and(Room::fits));
+    }
+}
