@@ -24,6 +24,10 @@ pub struct RunArgs {
     #[arg(long)]
     pub snapshot: bool,
 
+    /// Words for the kernel's command line besides those in the image, as in `--append systemd.factory_reset=1`
+    #[arg(long, value_name = "WORDS", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub append: Option<String>,
+
     /// Memory of the machine
     #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(64..))]
     pub memory: u32,
@@ -49,11 +53,11 @@ pub struct RunError(#[from] VmError);
 
 /// Boots the disk, and returns when the machine is off.
 pub fn run(args: RunArgs) -> Result<ExitCode, RunError> {
-    let RunArgs { disk, snapshot, memory, cpus, timeout, command } = args;
+    let RunArgs { disk, snapshot, append, memory, cpus, timeout, command } = args;
     let disk = Disk::open(&disk).and_then(|disk| if snapshot { Ok(disk) } else { disk.writable() });
     let disk = disk.map_err(VmError::from)?;
     let limit = Duration::from_secs(timeout);
-    let config = Config { snapshot, memory, cpus, limit, ..Config::new(disk) };
+    let config = Config { snapshot, memory, cpus, append, limit, ..Config::new(disk) };
     if command.is_empty() {
         attach(&config)?;
         return Ok(ExitCode::SUCCESS);

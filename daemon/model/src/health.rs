@@ -66,7 +66,9 @@ pub fn findings(seen: &Observed, last: Result<Option<&Job>, &str>) -> Vec<Findin
     match last {
         Err(error) => findings.push(critical(format!("the device's memory cannot be used: {error}"))),
         Ok(Some(job)) if job.state == JobState::Failed => {
-            findings.push(critical(format!("job {} ({}) failed", job.id, job.kind)));
+            let Job { id, kind, .. } = job;
+            let next = format!("`nemosctl job retry {id}` tries again, `nemosctl job cancel {id}` gives it up");
+            findings.push(critical(format!("job {id} ({kind}) failed; {next}")));
         }
         Ok(Some(job)) if job.state == JobState::WaitingForReboot => {
             findings.push(warning(format!("job {} ({}) waits for a reboot", job.id, job.kind)));

@@ -26,6 +26,8 @@ pub struct Config {
     pub reboots: bool,
     /// Credentials for its systemd, besides those for the command port.
     pub credentials: Vec<(String, Vec<u8>)>,
+    /// Words for the kernel's command line besides those of the UKI, which takes them if Secure Boot is off.
+    pub append: Option<String>,
     /// A file for a log of all writes and flushes to the disk, in the format of dm-log-writes.
     pub write_log: Option<PathBuf>,
     /// A file for all that it prints on its console.
@@ -75,6 +77,7 @@ impl Config {
             cpus: 2,
             reboots: true,
             credentials: Vec::new(),
+            append: None,
             write_log: None,
             console_log: None,
             resume: None,
@@ -95,6 +98,9 @@ impl Config {
         }
         self.boot_arguments(host, &mut arguments);
         self.disk_arguments(&mut arguments);
+        if let Some(words) = &self.append {
+            arguments.option("-smbios", format!("type=11,value={}{}", guest::APPEND, words.replace(',', ",,")));
+        }
         match front {
             Front::Terminal => {
                 arguments.option("-serial", "mon:stdio");
@@ -212,6 +218,13 @@ mod tests {
     #[test]
     fn a_comma_in_a_path_stays_in_the_path() {
         assert!(arguments(&config(), Front::Terminal).contains("format=raw,file=a,,b.raw "));
+    }
+
+    #[test]
+    fn words_for_the_kernel_arrive_whole() {
+        let append = Config { append: Some("a=1,2 b".into()), ..config() };
+        let told = arguments(&append, Front::Terminal);
+        assert!(told.contains("value=io.systemd.stub.kernel-cmdline-extra=a=1,,2 b"), "{told}");
     }
 
     #[test]

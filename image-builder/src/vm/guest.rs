@@ -25,6 +25,9 @@ pub(super) const CREDENTIALS: [(&str, &str); 3] = [
     ("nemos-run.sh", include_str!("guest/nemos-run.sh")),
 ];
 
+/// What begins the SMBIOS string (type 11) with words for the kernel's command line; see systemd-stub(7).
+pub(super) const APPEND: &str = "io.systemd.stub.kernel-cmdline-extra=";
+
 /// The SMBIOS string (type 11) that carries a credential.
 pub(super) fn smbios_string(name: &str, contents: &[u8]) -> String {
     format!("io.systemd.credential.binary:{name}={}", BASE64.encode(contents))

@@ -12,6 +12,9 @@ use crate::image::booted;
 /// How long anything may take: a boot takes 20 s without KVM, and several may share two processors with a compiler.
 pub(crate) const LIMIT: Duration = Duration::from_secs(400);
 
+/// What the kernel says when its timer does not come any more.
+const LOST_TIMER: &str = "Possible timer handling issue on cpu";
+
 /// A device that is switched on.
 #[derive(Debug)]
 pub struct Device {
@@ -35,7 +38,22 @@ impl Device {
 
     /// Waits until the system is up.
     pub fn comes_up(&mut self) -> Result<(), Failed> {
-        Ok(self.machine.wait_until_up()?)
+        let came_up = self.machine.wait_until_up();
+        self.unless_it_stalled(came_up)
+    }
+
+    /// An emulated processor that shares its host's with others can lose its timer, and then stands still. That is no fault
+    /// of the device: its reset button is pushed, as a person would, and it must come up as from any power cut.
+    fn unless_it_stalled(&mut self, outcome: Result<(), VmError>) -> Result<(), Failed> {
+        let lost = |machine: &Machine| machine.console().iter().any(|line| line.contains(LOST_TIMER));
+        match outcome {
+            Err(VmError::TimedOut { .. }) if lost(&self.machine) => {
+                eprintln!("the emulator lost its timer, and the device was reset");
+                self.machine.reset()?;
+                Ok(self.machine.wait_until_up()?)
+            }
+            outcome => Ok(outcome?),
+        }
     }
 
     /// Waits until the boot is refused, and gives the reason.
@@ -70,7 +88,8 @@ impl Device {
     /// Runs a command that makes the device reboot by itself, and waits until it is up again.
     pub fn reboots_by(&mut self, command: &str) -> Result<(), Failed> {
         self.begins_to_reboot_by(command)?;
-        Ok(self.machine.wait_until_restarted()?)
+        let restarted = self.machine.wait_until_restarted();
+        self.unless_it_stalled(restarted)
     }
 
     /// Runs a command that makes the device reboot by itself. It may end before the reboot, or by it.

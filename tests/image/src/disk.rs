@@ -60,6 +60,14 @@ impl Disk {
         Ok(device)
     }
 
+    /// Switches a device with this disk on, with more words on its kernel's command line, and waits until it is up.
+    pub fn boots_with(self, words: &str) -> Result<Device, Failed> {
+        let config = Config { limit: LIMIT, append: Some(words.to_owned()), ..Config::new(self.vm_disk()) };
+        let mut device = Device::start(self, &config)?;
+        device.comes_up()?;
+        Ok(device)
+    }
+
     /// Switches a device with this disk on, with every write to the disk logged from there.
     pub fn starts_logged(mut self) -> Result<(Device, WriteLog), Failed> {
         let log = WriteLog::new(self.copy()?)?;
@@ -98,6 +106,21 @@ impl Disk {
     pub fn read_all(&mut self, partition: Partition) -> Result<Vec<u8>, Failed> {
         let whole = extent(&File::open(self.bytes()?)?, partition)?;
         self.read(partition, 0, usize::try_from(whole.end - whole.start)?)
+    }
+
+    /// Gives a partition another name, so that nobody finds it by the one it has.
+    pub fn renames(&mut self, partition: &str, name: &str) -> Result<(), Failed> {
+        let listed = Command::new("sgdisk").arg("--print").arg(self.bytes()?).output()?;
+        let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+        let line = listed.lines().find(|line| line.split_whitespace().last() == Some(partition));
+        let number = line.and_then(|line| line.split_whitespace().next()).ok_or("the disk has no such partition")?;
+        let renamed =
+            Command::new("sgdisk").arg(format!("--change-name={number}:{name}")).arg(self.bytes()?).output()?;
+        if renamed.status.success() {
+            Ok(())
+        } else {
+            Err(String::from_utf8_lossy(&renamed.stderr).into_owned().into())
+        }
     }
 
     /// Turns bytes of a partition into others.

@@ -9,7 +9,7 @@ use crate::kernel_log::has_no_errors;
 pub const RESET: &str = "nemosctl reset --factory --yes";
 
 /// Files that somebody made on a device: in the overlay, at home, among the containers.
-const MADE_HERE: [&str; 3] = ["/etc/made-here", "/home/made-here", "/var/lib/containers/storage/made-here"];
+pub const MADE_HERE: [&str; 3] = ["/etc/made-here", "/home/made-here", "/var/lib/containers/storage/made-here"];
 
 /// Uses a device, and gives the UUID of its overlay.
 pub fn use_it(device: &mut Device) -> Result<String, Failed> {
