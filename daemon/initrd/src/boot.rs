@@ -25,6 +25,8 @@ const SYSROOT: &str = "/sysroot";
 const STATE: &str = "/run/nemos/state";
 /// How long a disk may take to appear: USB and network disks are slow.
 const APPEAR: Duration = Duration::from_secs(30);
+/// How long a partition may take to appear on a disk of which another one is there: the kernel finds all of them at once.
+const SIBLING: Duration = Duration::from_secs(5);
 
 /// Why a boot must not go on.
 #[derive(Debug, Error)]
@@ -117,7 +119,7 @@ fn mount_others(disk: &Disk, sysroot: &Path) -> Vec<Reason> {
 }
 
 fn mount(disk: &Disk, partition: Partition, target: &Path) -> Result<(), String> {
-    let device = disk.partition(partition, APPEAR).map_err(|error| error.to_string())?;
+    let device = disk.partition(partition, SIBLING).map_err(|error| error.to_string())?;
     let source = device.to_string_lossy();
     let mount = match partition {
         Partition::OciStorage => Mount::new("xfs", &source),

@@ -27,8 +27,8 @@ mod survey;
 pub use areas::AreaError;
 pub use stage::{StageError, destroy as destroy_stage};
 
-/// How long a partition may take to appear.
-const APPEAR: Duration = Duration::from_secs(10);
+/// How long a partition may take to appear on a disk that is there.
+const APPEAR: Duration = Duration::from_secs(5);
 
 /// A step that failed.
 #[derive(Debug, Error)]
