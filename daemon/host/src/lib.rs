@@ -4,6 +4,7 @@
 //! failed. This is the only crate with `unsafe` in it.
 
 pub mod boot;
+pub mod certificate;
 pub mod command;
 mod cryptsetup;
 pub mod integrity;

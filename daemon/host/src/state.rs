@@ -1,7 +1,8 @@
-//! The state store: the one writer of `state.json`.
+//! The state store: the one writer of `state.json`, and of what lies beside it.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use nemos_model::state::{DeviceState, FILE_NAME, Unreadable};
@@ -68,7 +69,7 @@ impl Store {
 
     /// Reads the document.
     pub fn read(&self) -> Result<DeviceState, StateError> {
-        let path = self.folder.join(FILE_NAME);
+        let path = self.path(FILE_NAME);
         let at = |source| StateError::Io { action: "read", path: path.clone(), source };
         if fs::metadata(&path).map_err(at)?.len() > MAX_BYTES {
             return Err(at(io::Error::new(io::ErrorKind::FileTooLarge, "it is larger than any document of ours")));
@@ -79,14 +80,26 @@ impl Store {
 
     /// Replaces the document. When this returns, the new one is on the disk; a power cut before that leaves the old.
     pub fn write(&self, state: &DeviceState) -> Result<(), StateError> {
-        let path = self.folder.join(FILE_NAME);
-        let new = self.folder.join(format!("{FILE_NAME}.new"));
+        self.replace(FILE_NAME, state.to_text().as_bytes())
+    }
+
+    /// Where a file of that name is.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// Replaces a file, which its owner alone can read. When this returns, the new one is on the disk; a power cut before
+    /// that leaves the old, or none if there was none.
+    pub(crate) fn replace(&self, name: &str, contents: &[u8]) -> Result<(), StateError> {
+        let (path, new) = (self.path(name), self.path(&format!("{name}.new")));
         let at = |action, path: &Path| {
             let path = path.to_owned();
             move |source| StateError::Io { action, path, source }
         };
-        let mut file = File::create(&new).map_err(at("create", &new))?;
-        file.write_all(state.to_text().as_bytes()).map_err(at("write", &new))?;
+        let mut options = File::options();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        let mut file = options.open(&new).map_err(at("create", &new))?;
+        file.write_all(contents).map_err(at("write", &new))?;
         file.sync_all().map_err(at("sync", &new))?;
         fs::rename(&new, &path).map_err(at("replace", &path))?;
         self.folder_handle.sync_all().map_err(at("sync", &self.folder))

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod boot;
+pub mod certificate;
 pub mod health;
 pub mod image;
 pub mod integrity;
