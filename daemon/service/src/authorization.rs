@@ -89,8 +89,8 @@ fn user_name(uid: u32) -> Option<String> {
     User::from_uid(Uid::from_raw(uid)).ok().flatten().map(|user| user.name)
 }
 
-/// `name[pid]`, or `[pid]` if the process has ended.
+/// `name[pid]`, or `[pid]` if the process has ended. A process gives itself its name, and it is shown on terminals.
 fn process_name(pid: u32) -> String {
-    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    format!("{}[{pid}]", name.trim_end())
+    let name = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+    format!("{}[{pid}]", String::from_utf8_lossy(&name).trim_end().replace(char::is_control, "?"))
 }
