@@ -1,5 +1,6 @@
 //! Errors as they travel: a name for programs, a sentence for people.
 
+use nemos_model::certificate::NoCertificate;
 use nemos_model::job::InvalidJobId;
 use nemos_model::reset::UnknownScope;
 use nemos_model::reset::keep::BadKeep;
@@ -99,6 +100,16 @@ impl From<NotTaken> for Error {
             NotTaken::Text(_) => ErrorKind::InvalidArgument,
             NotTaken::NoSuchJob(_) => ErrorKind::NotFound,
             NotTaken::Refused(_) | NotTaken::NotTheLatest(_) => ErrorKind::Failed,
+        };
+        Error::new(kind, refusal.to_string())
+    }
+}
+
+impl From<NoCertificate> for Error {
+    fn from(refusal: NoCertificate) -> Self {
+        let kind = match refusal {
+            NoCertificate::NotAReset { .. } => ErrorKind::InvalidArgument,
+            NoCertificate::NotDone { .. } => ErrorKind::Failed,
         };
         Error::new(kind, refusal.to_string())
     }

@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod certificate;
 pub mod error;
 pub mod job;
 pub mod manager;
@@ -26,6 +27,8 @@ pub mod action {
     pub const RESET_OVERLAY: &str = "org.nemos.device1.reset.overlay";
     /// Take the device back to its factory state.
     pub const RESET_FACTORY: &str = "org.nemos.device1.reset.factory";
+    /// Certify a reset: a certificate names users, and paths that were kept.
+    pub const RESET_CERTIFICATE: &str = "org.nemos.device1.reset.certificate";
     /// Take back a job that has not begun.
     pub const JOB_CANCEL: &str = "org.nemos.device1.job.cancel";
 }

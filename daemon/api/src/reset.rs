@@ -6,6 +6,7 @@ use nemos_model::reset::plan::Erased;
 use nemos_model::reset::{Plan, Scope, Step, Wish};
 use zbus::{DeserializeDict, OwnedObjectPath, SerializeDict, Type, proxy};
 
+use crate::certificate::KeyRecord;
 use crate::job::JobRecord;
 use crate::options::{Dictionary, Options};
 use crate::{CallError, Error};
@@ -24,6 +25,13 @@ pub trait Reset {
     /// Asks for a reset; gives back its job.
     #[zbus(allow_interactive_auth)]
     fn request(&self, scope: &str, options: RequestOptions) -> Result<OwnedObjectPath, CallError>;
+
+    /// A certificate of the reset that the job of this name was. There are no options yet.
+    #[zbus(allow_interactive_auth)]
+    fn certificate(&self, job: &str, options: Dictionary) -> Result<String, CallError>;
+
+    /// The key that certificates are verified with: PEM, and what is known of it. There are no options yet.
+    fn certificate_key(&self, options: Dictionary) -> Result<(String, KeyRecord), CallError>;
 
     /// The reset that has not ended, or `/`.
     #[zbus(property)]

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nemos_api::{Error, ErrorKind};
+use nemos_host::certificate::{SigningKey, SigningKeyError};
 use nemos_host::reset::keep::KeepError;
 use nemos_host::state::StateError;
+use nemos_model::certificate::{Claims, Keeping, PublicKey, certifiable, issue};
 use nemos_model::health::{Finding, findings};
 use nemos_model::image::Image;
 use nemos_model::job::{Job, Requester};
@@ -43,12 +45,20 @@ pub struct Desk {
     state: Mutex<Option<DeviceState>>,
     seen: Mutex<Option<(Instant, Arc<Observed>)>>,
     changed: Notify,
+    /// Held by who signs: a TPM does one thing at a time, and the key is made only once.
+    signing: Mutex<()>,
 }
 
 impl Desk {
     /// A desk for that device.
     pub fn new(device: Arc<dyn Device>) -> Self {
-        Desk { device, state: Mutex::default(), seen: Mutex::default(), changed: Notify::new() }
+        Desk {
+            device,
+            state: Mutex::default(),
+            seen: Mutex::default(),
+            changed: Notify::new(),
+            signing: Mutex::default(),
+        }
     }
 
     /// Waits until something was taken, taken back, or became due.
@@ -190,6 +200,35 @@ impl Desk {
         .await
     }
 
+    /// A certificate of the reset that this job was.
+    pub async fn certificate(&self, id: JobId) -> Result<String, Error> {
+        let state = self.state().await?;
+        let job = state.job(id).cloned().ok_or(NotTaken::NoSuchJob(id))?;
+        certifiable(&job)?;
+        let (image, now) = (self.image().await?, self.device.now());
+        self.with_key(move |key| {
+            let claims = Claims::new(&job, &state, image, key.keeping(), now)?;
+            issue(&claims, &key.public(), |bytes| key.sign(bytes)).map_err(|error| not_signed(&error))
+        })
+        .await
+    }
+
+    /// The key that certificates are verified with, and where its secret half is.
+    pub async fn certificate_key(&self) -> Result<(PublicKey, Keeping), Error> {
+        self.with_key(|key| Ok((key.public(), key.keeping()))).await
+    }
+
+    /// Works with the device's key, which is made if there is none.
+    async fn with_key<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&SigningKey) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let seen = self.look(&mut *self.seen.lock().await).await?;
+        seen.memory().map_err(|reason| forgetful(&reason))?;
+        let _alone = self.signing.lock().await;
+        self.blocking(move |device| work(&device.signing_key().map_err(|error| not_signed(&error))?)).await?
+    }
+
     /// Makes the queued job due if its time has come, and gives it back. A device without a memory has none; its findings
     /// say so.
     pub async fn become_due(&self) -> Result<Option<Job>, Error> {
@@ -261,6 +300,14 @@ fn no_room(room: Room) -> Error {
     let message =
         format!("what is to be kept needs {needed} bytes while it waits, and there are {available}; keep less");
     Error::new(ErrorKind::NoSpace, message)
+}
+
+fn not_signed(error: &SigningKeyError) -> Error {
+    match error {
+        SigningKeyError::Store(error) => not_stored(error),
+        SigningKeyError::Damaged { .. } => Error::new(ErrorKind::Corrupt, error.to_string()),
+        _ => Error::new(ErrorKind::Failed, error.to_string()),
+    }
 }
 
 fn not_stored(error: &StateError) -> Error {

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
+use nemos_host::certificate::{SigningKey, SigningKeyError, device_tpm};
 use nemos_host::reset::keep::{self, KeepError};
 use nemos_host::state::{StateError, Store};
 use nemos_model::image::{Image, OS_RELEASE};
@@ -32,6 +33,8 @@ pub trait Device: Send + Sync + 'static {
     fn keep_set(&self, name: &SetName) -> Result<Vec<KeptPath>, KeepError>;
     /// Bytes that are free where kept data waits.
     fn free(&self) -> Result<u64, KeepError>;
+    /// The key that it signs certificates with.
+    fn signing_key(&self) -> Result<SigningKey, SigningKeyError>;
     /// Its clock.
     fn now(&self) -> Timestamp;
     /// A name that no job had before.
@@ -46,7 +49,7 @@ pub struct ThisDevice {
 }
 
 impl ThisDevice {
-    fn with_store<T>(&self, work: impl FnOnce(&Store) -> Result<T, StateError>) -> Result<T, StateError> {
+    fn with_store<T, E: From<StateError>>(&self, work: impl FnOnce(&Store) -> Result<T, E>) -> Result<T, E> {
         let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         match &mut *store {
             Some(store) => work(store),
@@ -92,6 +95,13 @@ impl Device for ThisDevice {
 
     fn free(&self) -> Result<u64, KeepError> {
         keep::free(state_folder())
+    }
+
+    fn signing_key(&self) -> Result<SigningKey, SigningKeyError> {
+        match device_tpm() {
+            Some(tcti) => SigningKey::in_tpm(&tcti),
+            None => self.with_store(SigningKey::in_file),
+        }
     }
 
     fn now(&self) -> Timestamp {

@@ -7,12 +7,15 @@ mod fake;
 use fake::{Fixture, admin, full_disk};
 use nemos_api::job::{self, RetryOptions, path};
 use nemos_api::manager::ManagerProxy;
+use nemos_api::options::Dictionary;
 use nemos_api::reset::{PlanOptions, RequestOptions, ResetProxy};
 use nemos_api::{CallError, Error, ErrorKind, PATH};
 use nemos_model::Timestamp;
+use nemos_model::certificate::{PublicKey, verify};
 use nemos_model::job::JobState;
 use nemos_model::reset::KeptPath;
 use nemos_model::state::Volume;
+use zbus::OwnedVariant;
 
 fn refusal<T: std::fmt::Debug>(outcome: Result<T, CallError>) -> Error {
     match outcome.expect_err("it should be refused") {
@@ -311,6 +314,61 @@ async fn a_job_that_is_taken_back_is_announced() {
     job::cancel(&fixture.client, job::id_at(asked.as_str()).unwrap()).await.unwrap();
     fixture.until(async || reset.pending().await.unwrap().as_str() == "/").await;
     assert_eq!(reset.history().await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_reset_that_was_done_is_certified_to_whoever_has_the_devices_key() {
+    let fixture = Fixture::new().await;
+    let options = RequestOptions { label: Some("returned".into()), ..asking() };
+    let asked = ResetProxy::new(&fixture.client).await.unwrap().request("factory", options).await.unwrap();
+    fixture.device.carry_out_what_is_pending();
+
+    let fixture = fixture.restart().await;
+    let reset = ResetProxy::new(&fixture.client).await.unwrap();
+    let job = job::id_at(asked.as_str()).unwrap();
+    let certificate = reset.certificate(&job.to_string(), Dictionary::new()).await.unwrap();
+
+    // Who may ask nothing may have the key, and not what names users and paths.
+    let fixture = fixture.restart_refusing().await;
+    let reset = ResetProxy::new(&fixture.client).await.unwrap();
+    let refused = reset.certificate(&job.to_string(), Dictionary::new()).await;
+    assert_eq!(refusal(refused).kind, ErrorKind::NotAuthorized);
+    let (key, details) = reset.certificate_key(Dictionary::new()).await.unwrap();
+    let key = PublicKey::from_pem(&key).unwrap();
+    assert_eq!((details.id, details.kept_in.as_str()), (key.id(), "file"));
+
+    let claims = verify(certificate.as_bytes(), &key).unwrap().claims;
+    assert_eq!((claims.job, claims.key_kept_in.as_str()), (job, "file"));
+    assert_eq!((claims.requested_by.uid, claims.requested_by.label.as_deref()), (admin().uid, Some("returned")));
+    assert_eq!(claims.image.id, "nemos-image");
+    assert_eq!(claims.new_volume, Some("b1b4c1c5-3d8e-4a34-8c7e-1f0f0c1d2e3f".parse().unwrap()));
+}
+
+#[tokio::test]
+async fn what_was_not_done_is_not_certified_and_makes_no_key() {
+    let fixture = Fixture::new().await;
+    let reset = ResetProxy::new(&fixture.client).await.unwrap();
+    let asked = reset.request("factory", asking()).await.unwrap();
+    let waiting = job::id_at(asked.as_str()).unwrap().to_string();
+    for (job, kind) in [
+        (waiting.as_str(), ErrorKind::Failed),
+        ("00000000000000000000000000000009", ErrorKind::NotFound),
+        ("the last one", ErrorKind::InvalidArgument),
+    ] {
+        assert_eq!(refusal(reset.certificate(job, Dictionary::new()).await).kind, kind, "{job}");
+    }
+    let unknown = Dictionary::from([("format".to_owned(), OwnedVariant::from(7u8))]);
+    assert_eq!(refusal(reset.certificate_key(unknown).await).kind, ErrorKind::InvalidArgument);
+    assert!(!fixture.device.has_key());
+}
+
+#[tokio::test]
+async fn a_device_that_would_forget_its_key_makes_none() {
+    let fixture = Fixture::new().await;
+    fixture.device.unmount("/var/lib/nemos");
+    let reset = ResetProxy::new(&fixture.client).await.unwrap();
+    assert_eq!(refusal(reset.certificate_key(Dictionary::new()).await).kind, ErrorKind::Failed);
+    assert!(!fixture.device.has_key());
 }
 
 /// The contract that is shipped says what the service does, member for member.

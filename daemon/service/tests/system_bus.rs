@@ -196,7 +196,7 @@ async fn version(client: &Connection) -> Result<String, nemos_api::CallError> {
 #[test]
 fn each_action_is_declared_to_polkit() {
     let policy = std::fs::read_to_string(shipped("usr/share/polkit-1/actions/org.nemos.device1.policy")).unwrap();
-    for action in [action::RESET_FACTORY, action::JOB_CANCEL] {
+    for action in [action::RESET_OVERLAY, action::RESET_FACTORY, action::RESET_CERTIFICATE, action::JOB_CANCEL] {
         assert!(policy.contains(&format!("<action id=\"{action}\">")), "{action}");
     }
 }

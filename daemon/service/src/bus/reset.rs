@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use nemos_api::certificate::KeyRecord;
 use nemos_api::job::{JobRecord, path};
-use nemos_api::options::Dictionary;
+use nemos_api::options::{Dictionary, Options};
 use nemos_api::reset::{PlanOptions, PlanRecord, RequestOptions};
 use nemos_api::{Error, action};
 use nemos_model::job::{Job, JobState, Kind, Requester};
@@ -92,6 +93,33 @@ impl Reset {
             self.service.reboot_after(sent, taken.id);
         }
         Ok(reply)
+    }
+
+    #[zbus(out_args("certificate"))]
+    async fn certificate(
+        &self,
+        job: &str,
+        options: Dictionary,
+        #[zbus(header)] call: Header<'_>,
+    ) -> Result<String, Error> {
+        Options::new(options).finish()?;
+        let (id, action) = (job.parse()?, action::RESET_CERTIFICATE);
+        let gate = &self.service.gate;
+        let caller = gate.caller(&call).await.inspect_err(|error| journal::stranger(action, error))?;
+        let outcome = match gate.admit(&call, &caller, action).await {
+            Ok(()) => self.service.desk.certificate(id).await,
+            Err(refusal) => Err(refusal),
+        };
+        journal::request(action, &caller, outcome.as_ref().map(|_| id));
+        outcome
+    }
+
+    /// For everyone: it names the device, and nobody on it.
+    #[zbus(out_args("key", "details"))]
+    async fn certificate_key(&self, options: Dictionary) -> Result<(String, KeyRecord), Error> {
+        Options::new(options).finish()?;
+        let (key, keeping) = self.service.desk.certificate_key().await?;
+        Ok((key.to_pem(), KeyRecord::new(&key, keeping)))
     }
 
     #[zbus(property)]

@@ -8,9 +8,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nemos_api::{Error, ErrorKind};
+use nemos_host::certificate::{SigningKey, SigningKeyError};
 use nemos_host::reset::keep::KeepError;
-use nemos_host::state::StateError;
+use nemos_host::state::{StateError, Store};
 use nemos_model::boot::{BootReport, REPORT_VERSION};
+use nemos_model::certificate::KEY_FILE_NAME;
 use nemos_model::image::Image;
 use nemos_model::job::Requester;
 use nemos_model::keys::Provider;
@@ -27,6 +29,7 @@ use nemosd::bus::announce::Announcer;
 use nemosd::bus::{Service, serve};
 use nemosd::desk::Desk;
 use nemosd::device::Device;
+use tempfile::TempDir;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::timeout;
 use zbus::connection::Builder;
@@ -59,6 +62,11 @@ impl Fixture {
     /// The same device with a new nemosd: what was only in its memory is gone.
     pub async fn restart(self) -> Self {
         Fixture::with(self.device, FakeGate { open: true }).await
+    }
+
+    /// The same, and whoever asks now may ask nothing.
+    pub async fn restart_refusing(self) -> Self {
+        Fixture::with(self.device, FakeGate { open: false }).await
     }
 
     async fn with(device: Arc<FakeDevice>, gate: FakeGate) -> Self {
@@ -132,6 +140,8 @@ pub struct FakeDevice {
     failure: Mutex<Option<fn() -> StateError>>,
     /// Files, and their sizes.
     files: Mutex<Vec<(&'static str, u64)>>,
+    /// Where its key is.
+    folder: TempDir,
 }
 
 /// What writing to a full disk brings.
@@ -151,6 +161,7 @@ impl FakeDevice {
             ids: AtomicU64::new(1),
             failure: Mutex::default(),
             files: Mutex::new(vec![("/etc/machine-id", 4096), ("/etc/app", 1 << 20), ("/home/large", 1 << 30)]),
+            folder: tempfile::tempdir().unwrap(),
         })
     }
 
@@ -190,6 +201,11 @@ impl FakeDevice {
     /// Makes a file larger or smaller.
     pub fn resize(&self, file: &'static str, bytes: u64) {
         self.files.lock().unwrap().iter_mut().filter(|(known, _)| *known == file).for_each(|(_, size)| *size = bytes);
+    }
+
+    /// Whether it has a key for certificates.
+    pub fn has_key(&self) -> bool {
+        self.folder.path().join(KEY_FILE_NAME).exists()
     }
 
     pub fn unmount(&self, target: &str) {
@@ -252,6 +268,10 @@ impl Device for FakeDevice {
 
     fn free(&self) -> Result<u64, KeepError> {
         Ok(64 << 20)
+    }
+
+    fn signing_key(&self) -> Result<SigningKey, SigningKeyError> {
+        SigningKey::in_file(&Store::open(self.folder.path())?)
     }
 
     fn now(&self) -> Timestamp {
