@@ -1,5 +1,7 @@
 //! What one types.
 
+use std::path::PathBuf;
+
 use clap::{Parser, Subcommand, ValueEnum};
 use nemos_model::reset::Scope;
 
@@ -113,6 +115,56 @@ impl Reset {
 pub enum ResetCommand {
     /// List the resets of this device: when, who asked, how they ended, what became of each partition
     History,
+    #[command(flatten)]
+    Certificate(Certificate),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Certificate {
+    /// Have the device certify a reset that is done: what was erased and how, who asked, when, signed with its own key
+    #[command(
+        name = "certificate",
+        after_help = "Examples:
+  nemosctl reset history                                          tells the ids
+  nemosctl reset certificate 5f0c... --output reset.jws
+  nemosctl reset verify-certificate reset.jws --key device.pem    anywhere, without the device"
+    )]
+    Issue {
+        /// Job of the reset
+        id: String,
+        /// Write it to a file
+        #[arg(long, short, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+    /// Print the key that this device's certificates are verified with; it stays the same after every reset
+    ///
+    /// Its secret half is in the device's TPM and never leaves it. Without a TPM it is in a file on the device's disk, and
+    /// whoever could read the disk can sign with it: `kept_in` of --json says which.
+    #[command(
+        name = "certificate-key",
+        after_help = "Example: before the device goes out, over a way that you trust
+  nemosctl reset certificate-key --output device.pem"
+    )]
+    Key {
+        /// Write it to a file
+        #[arg(long, short, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+    /// Verify a certificate, anywhere: no device and no nemosd is asked
+    ///
+    /// Exits with 0 if the certificate holds, with 1 and the reason if it does not, with 2 if it cannot be verified.
+    #[command(
+        name = "verify-certificate",
+        after_help = "Example:
+  nemosctl reset verify-certificate reset.jws --key device.pem"
+    )]
+    Verify {
+        /// The certificate
+        file: PathBuf,
+        /// The key of the device that should have signed it, as `nemosctl reset certificate-key` gave it
+        #[arg(long, value_name = "PUB")]
+        key: PathBuf,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -156,5 +208,6 @@ mod tests {
         assert!(Arguments::try_parse_from(["nemosctl", "reset", "--overlay", "--keep", "/a", "--keep", "/b"]).is_ok());
         assert!(Arguments::try_parse_from(["nemosctl", "reset", "--overlay", "--factory"]).is_err());
         assert!(Arguments::try_parse_from(["nemosctl", "reset", "history"]).is_ok());
+        assert!(Arguments::try_parse_from(["nemosctl", "reset", "certificate", "7"]).is_ok());
     }
 }

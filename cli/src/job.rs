@@ -51,10 +51,10 @@ pub struct Job {
 /// Who asked.
 #[derive(Debug, Serialize)]
 pub struct Requester {
-    uid: u32,
-    user: Option<String>,
-    process: Option<String>,
-    label: Option<String>,
+    pub uid: u32,
+    pub user: Option<String>,
+    pub process: Option<String>,
+    pub label: Option<String>,
 }
 
 /// A step that was done.

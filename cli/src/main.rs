@@ -10,11 +10,12 @@ use nemos_api::CallError;
 use thiserror::Error;
 use zbus::Connection;
 
-use crate::arguments::{Arguments, Command, When};
+use crate::arguments::{Arguments, Command, Reset, ResetCommand, When};
 use crate::output::Output;
 use crate::style::Style;
 
 mod arguments;
+mod certificate;
 mod health;
 mod job;
 mod output;
@@ -35,6 +36,8 @@ enum Failure {
     Declined,
     #[error("{0}")]
     Usage(String),
+    #[error("{0}")]
+    Certificate(#[from] certificate::Failure),
     #[error("cannot write: {0}")]
     Output(#[from] std::io::Error),
 }
@@ -43,6 +46,7 @@ impl Failure {
     fn exit_code(&self) -> u8 {
         match self {
             Failure::Call(CallError::Refused(_)) | Failure::Declined | Failure::Output(_) => 1,
+            Failure::Certificate(failure) => failure.exit_code(),
             Failure::NobodyToAsk | Failure::Usage(_) => 2,
             Failure::Call(CallError::Unreachable(_)) => 3,
         }
@@ -90,6 +94,9 @@ async fn run(command: Command, output: Output) -> Result<u8, Failure> {
     match command {
         Command::Health => health::run(connect().await, output).await,
         Command::Status => status::run(&connect().await?, output).await,
+        Command::Reset(Reset { command: Some(ResetCommand::Certificate(command)), .. }) => {
+            certificate::run(command, output).await
+        }
         Command::Reset(arguments) => {
             reset::check(&arguments, output)?;
             reset::run(&connect().await?, arguments, output).await
