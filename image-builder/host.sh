@@ -5,9 +5,9 @@
 compile_packages=(gcc git libc6-dev libblkid-dev libclang-dev libcryptsetup-dev libdevmapper-dev pkg-config)
 # What `nemos-image build` and `nemos-image run` run.
 image_packages=(cryptsetup-bin debian-archive-keyring dosfstools e2fsprogs mmdebstrap mtools ovmf python3
-                python3-pefile qemu-system-x86 qemu-utils squashfs-tools uidmap zstd)
+                python3-pefile qemu-system-x86 qemu-utils squashfs-tools swtpm uidmap zstd)
 # What the tests run besides.
-test_packages=(dbus dmsetup fdisk gdisk kmod mount shellcheck user-mode-linux xfsprogs)
+test_packages=(dbus dmsetup fdisk gdisk kmod mount shellcheck tpm2-tools user-mode-linux xfsprogs)
 
 # Debian 13's kernel crashes under older ones, when there is no KVM.
 qemu_least=1:10.0

@@ -39,7 +39,7 @@ part() {
 
 # One machine at a time: each has two processors of its own, and what it waits for has a limit.
 image_tests() {
-    cargo build --locked --package nemos-image &&
+    cargo build --locked --package nemos-image --package nemosctl &&
         NEMOS_IMAGE=$(builder_folder)/out/nemos-default.raw cargo test --locked --package nemos-tests -- --test-threads=1
 }
 

@@ -1,7 +1,7 @@
 //! `nemos-image run`: boots a disk, for a person or for one command.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -28,6 +28,11 @@ pub struct RunArgs {
     #[arg(long, value_name = "WORDS", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub append: Option<String>,
 
+    /// Give the machine a TPM 2.0 (swtpm). Its memory is a folder next to the disk, DISK.tpm, and stays with it; with
+    /// --snapshot, what it remembers is forgotten too
+    #[arg(long)]
+    pub tpm: bool,
+
     /// Memory of the machine
     #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(64..))]
     pub memory: u32,
@@ -53,11 +58,12 @@ pub struct RunError(#[from] VmError);
 
 /// Boots the disk, and returns when the machine is off.
 pub fn run(args: RunArgs) -> Result<ExitCode, RunError> {
-    let RunArgs { disk, snapshot, append, memory, cpus, timeout, command } = args;
+    let RunArgs { disk, snapshot, append, tpm, memory, cpus, timeout, command } = args;
+    let tpm = tpm.then(|| tpm_of(&disk));
     let disk = Disk::open(&disk).and_then(|disk| if snapshot { Ok(disk) } else { disk.writable() });
     let disk = disk.map_err(VmError::from)?;
     let limit = Duration::from_secs(timeout);
-    let config = Config { snapshot, memory, cpus, append, limit, ..Config::new(disk) };
+    let config = Config { snapshot, tpm, memory, cpus, append, limit, ..Config::new(disk) };
     if command.is_empty() {
         attach(&config)?;
         return Ok(ExitCode::SUCCESS);
@@ -67,4 +73,11 @@ pub fn run(args: RunArgs) -> Result<ExitCode, RunError> {
     let status = machine.shell_into(&quoted(&command), &mut io::stdout(), &mut io::stderr())?;
     machine.power_off()?;
     Ok(ExitCode::from(status))
+}
+
+/// The folder with the memory of a disk's TPM.
+fn tpm_of(disk: &Path) -> PathBuf {
+    let mut path = disk.as_os_str().to_owned();
+    path.push(".tpm");
+    path.into()
 }

@@ -16,6 +16,9 @@ pub struct Config {
     pub disk: Disk,
     /// Whether what it writes is forgotten, and its disk's file not touched.
     pub snapshot: bool,
+    /// The folder with the memory of its TPM 2.0, which is made if it is not there; `None` for a machine without a TPM.
+    /// What a TPM remembers belongs to the disk: give a disk the same folder each time.
+    pub tpm: Option<PathBuf>,
     /// How it boots.
     pub boot: Boot,
     /// MiB of memory.
@@ -72,6 +75,7 @@ impl Config {
         Config {
             disk,
             snapshot: false,
+            tpm: None,
             boot: Boot::Firmware,
             memory: 1024,
             cpus: 2,
@@ -86,7 +90,9 @@ impl Config {
     }
 
     /// QEMU's arguments.
-    pub(super) fn arguments(&self, host: &Host, front: Front<'_>) -> Vec<OsString> {
+    ///
+    /// `tpm` is the socket of the TPM, if there is one.
+    pub(super) fn arguments(&self, host: &Host, front: Front<'_>, tpm: Option<&Path>) -> Vec<OsString> {
         let mut arguments = Arguments::default();
         arguments.flag("-nodefaults").flag("-no-user-config");
         arguments.option("-machine", "q35").option("-accel", host.accelerator.name()).option("-cpu", "max");
@@ -100,6 +106,10 @@ impl Config {
         self.disk_arguments(&mut arguments);
         if let Some(words) = &self.append {
             arguments.option("-smbios", format!("type=11,value={}{}", guest::APPEND, words.replace(',', ",,")));
+        }
+        if let Some(socket) = tpm {
+            arguments.paths("-chardev", "socket,id=tpm", &[("path", socket)]);
+            arguments.option("-tpmdev", "emulator,id=tpm,chardev=tpm").option("-device", "tpm-crb,tpmdev=tpm");
         }
         match front {
             Front::Terminal => {
@@ -211,7 +221,7 @@ mod tests {
             accelerator: Accelerator::Tcg,
         };
         let arguments: Vec<_> =
-            config.arguments(&host, front).into_iter().map(|argument| argument.into_string().unwrap()).collect();
+            config.arguments(&host, front, None).into_iter().map(|argument| argument.into_string().unwrap()).collect();
         arguments.join(" ")
     }
 

@@ -26,6 +26,17 @@ pub enum VmError {
     /// Another QEMU has the disk.
     #[error("{0} is in use by another machine: power that one off first")]
     InUse(PathBuf),
+    /// The TPM's memory cannot be used.
+    #[error("cannot use {path} as the memory of a TPM: {source}")]
+    TpmState {
+        /// The folder.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The TPM would not begin.
+    #[error("the TPM did not start: {0}")]
+    Tpm(String),
     /// QEMU would not begin.
     #[error("QEMU did not start: {0}")]
     NotStarted(String),

@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use super::error::VmError;
 
 const QEMU: &str = "qemu-system-x86_64";
+const SWTPM: &str = "swtpm";
 const OVMF_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
 const OVMF_VARS: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
 
@@ -60,9 +61,19 @@ impl Host {
     /// A command that runs QEMU and takes it along when the calling thread ends, however that ends: a machine that
     /// nobody holds any more must not go on running on its disk.
     pub(super) fn qemu(&self) -> Command {
+        Host::with_us(&self.qemu)
+    }
+
+    /// A command that runs a program and takes it along when the calling thread ends.
+    pub(super) fn with_us(program: &Path) -> Command {
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "--"]).arg(&self.qemu);
+        command.args(["--pdeathsig", "KILL", "--"]).arg(program);
         command
+    }
+
+    /// The TPM in software. Only a machine with a TPM needs it.
+    pub(super) fn swtpm() -> Result<PathBuf, VmError> {
+        in_path(SWTPM).ok_or_else(|| VmError::Missing { what: SWTPM.to_owned(), package: "swtpm" })
     }
 }
 

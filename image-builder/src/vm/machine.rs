@@ -18,11 +18,14 @@ use super::guest::{self, Port, UntilMark};
 use super::host::Host;
 use super::qmp::{self, Message};
 use super::seen::{Event, Qmp, Seen};
+use super::tpm::Tpm;
 
 /// A machine that runs. Dropping it cuts its power.
 #[derive(Debug)]
 pub struct Machine {
     qemu: Child,
+    /// Its TPM, if it has one.
+    tpm: Option<Tpm>,
     qmp: ChildStdin,
     /// What QEMU itself complains about.
     complaints: File,
@@ -58,9 +61,11 @@ impl Machine {
         if let Some(log) = &config.write_log {
             File::create(log).map_err(io("make the log of writes"))?;
         }
+        let tpm = config.tpm.as_deref().map(|state| Tpm::start(state, config.snapshot)).transpose()?;
+        let socket = tpm.as_ref().map(Tpm::socket);
         let mut qemu = host
             .qemu()
-            .args(config.arguments(&host, Front::Sockets(sockets.path())))
+            .args(config.arguments(&host, Front::Sockets(sockets.path()), socket.as_deref()))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(complaints.try_clone().map_err(io("make a temporary file"))?)
@@ -72,6 +77,7 @@ impl Machine {
         let (sender, events) = channel();
         let mut machine = Machine {
             qemu,
+            tpm,
             qmp,
             complaints,
             control: None,
@@ -83,8 +89,12 @@ impl Machine {
         };
         forward_lines(qmp_says, sender.clone());
         machine.listen(sockets.path(), &sender).map_err(|error| match error {
-            // A QEMU that ends here did not like its arguments, or its disk.
-            VmError::Failed { said, .. } => VmError::from_complaint(&said, &config.disk.path),
+            // A QEMU that ends here did not like its arguments, its disk, or its TPM.
+            VmError::Failed { said, .. } => machine
+                .tpm
+                .as_mut()
+                .and_then(Tpm::failure)
+                .unwrap_or_else(|| VmError::from_complaint(&said, &config.disk.path)),
             other => other,
         })?;
         drop(sender);

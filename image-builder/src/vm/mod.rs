@@ -19,6 +19,7 @@ mod machine;
 mod qmp;
 mod seen;
 mod terminal;
+mod tpm;
 
 pub use config::{Boot, Config};
 pub use console::Tail;

@@ -18,8 +18,10 @@ use crate::writes::WriteLog;
 /// The disk of a device that is switched off.
 #[derive(Debug)]
 pub struct Disk {
-    disk: vm::Disk,
+    file: vm::Disk,
     folder: TempDir,
+    /// Whether its device has a TPM; what that remembers is in the folder too.
+    has_tpm: bool,
 }
 
 impl Disk {
@@ -31,8 +33,14 @@ impl Disk {
     /// What another disk holds; that one must not change any more.
     pub(crate) fn on(base: &vm::Disk) -> Result<Disk, Failed> {
         let folder = tempfile::tempdir()?;
-        let disk = base.overlay(&folder.path().join("disk.qcow2"))?;
-        Ok(Disk { disk, folder })
+        let file = base.overlay(&folder.path().join("disk.qcow2"))?;
+        Ok(Disk { file, folder, has_tpm: false })
+    }
+
+    /// The same, in a device with a TPM.
+    #[must_use]
+    pub fn with_tpm(self) -> Disk {
+        Disk { has_tpm: true, ..self }
     }
 
     /// A copy of it.
@@ -40,16 +48,17 @@ impl Disk {
         let folder = tempfile::tempdir()?;
         let path = folder.path().join("disk.raw");
         copy_sparse(self.bytes()?, &path)?;
-        Ok(Disk { disk: vm::Disk { path, format: Format::Raw }, folder })
+        Ok(Disk { file: vm::Disk { path, format: Format::Raw }, folder, has_tpm: false })
     }
 
     pub(crate) fn vm_disk(&self) -> vm::Disk {
-        self.disk.clone()
+        self.file.clone()
     }
 
     /// Switches a device with this disk on.
     pub fn starts(self) -> Result<Device, Failed> {
-        let config = Config { limit: LIMIT, ..Config::new(self.vm_disk()) };
+        let tpm = self.has_tpm.then(|| self.folder.path().join("tpm"));
+        let config = Config { tpm, limit: LIMIT, ..Config::new(self.vm_disk()) };
         Device::start(self, &config)
     }
 
@@ -78,20 +87,20 @@ impl Disk {
 
     /// The file with the disk, byte for byte.
     pub fn bytes(&mut self) -> Result<&Path, Failed> {
-        if self.disk.format != Format::Raw {
+        if self.file.format != Format::Raw {
             let path = self.folder.path().join("disk.raw");
-            let format = self.disk.format.name();
+            let format = self.file.format.name();
             let converted = Command::new("qemu-img")
                 .args(["convert", "-f", format, "-O", "raw"])
-                .args([&self.disk.path, &path])
+                .args([&self.file.path, &path])
                 .output()?;
             if !converted.status.success() {
                 return Err(String::from_utf8_lossy(&converted.stderr).into_owned().into());
             }
-            fs::remove_file(&self.disk.path)?;
-            self.disk = vm::Disk { path, format: Format::Raw };
+            fs::remove_file(&self.file.path)?;
+            self.file = vm::Disk { path, format: Format::Raw };
         }
-        Ok(&self.disk.path)
+        Ok(&self.file.path)
     }
 
     /// Bytes of a partition.

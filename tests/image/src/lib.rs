@@ -26,7 +26,7 @@ pub use device::Device;
 pub use disk::Disk;
 pub use image::{NEMOS_IMAGE, image};
 pub use libtest_mimic::Failed;
-pub use program::{Said, nemos_image, program};
+pub use program::{Said, nemos_image, nemosctl_elsewhere, program};
 pub use writes::WriteLog;
 
 /// How a case ends.

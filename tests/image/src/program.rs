@@ -1,4 +1,4 @@
-//! nemos-image as a user types it.
+//! nemos-image and nemosctl as a user types them.
 
 use std::path::PathBuf;
 use std::process::{Command, Output};
@@ -39,11 +39,22 @@ pub fn nemos_image(arguments: &[&str]) -> Result<Said, Failed> {
     Ok(Command::new(program()?).args(arguments).output()?.into())
 }
 
-/// nemos-image; Cargo puts it next to the folder of the test binary.
+/// Runs nemosctl with these arguments, here, where there is no device and no bus to ask.
+pub fn nemosctl_elsewhere(arguments: &[&str]) -> Result<Said, Failed> {
+    let mut nemosctl = Command::new(built("nemosctl")?);
+    Ok(nemosctl.args(arguments).env("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent/bus").output()?.into())
+}
+
+/// nemos-image.
 pub fn program() -> Result<PathBuf, Failed> {
+    built("nemos-image")
+}
+
+/// A program of ours; Cargo puts it next to the folder of the test binary.
+fn built(name: &str) -> Result<PathBuf, Failed> {
     let test = std::env::current_exe()?;
-    let program = test.ancestors().nth(2).map(|folder| folder.join("nemos-image"));
+    let program = test.ancestors().nth(2).map(|folder| folder.join(name));
     program
         .filter(|program| program.is_file())
-        .ok_or_else(|| "nemos-image is not built: run `cargo build -p nemos-image`".into())
+        .ok_or_else(|| format!("{name} is not built: run `cargo build -p {name}`").into())
 }

@@ -3,6 +3,7 @@
 //! `NEMOS_IMAGE=nemos.raw cargo test -p nemos-tests`; a word after `--` selects cases by their names.
 
 mod builder;
+mod certificate;
 mod daemon;
 mod damage;
 mod factory;
@@ -61,6 +62,8 @@ fn main() -> ExitCode {
         reset::a_reset_for_later_can_be_taken_back_and_there_is_one_at_a_time,
         reset::systemds_own_ways_end_in_the_same_reset,
         reset::a_reset_that_cannot_be_finished_leaves_the_device_up_and_can_be_tried_again,
+        certificate::the_key_in_a_file_outlives_resets_and_certifies_them,
+        certificate::the_key_in_a_tpm_outlives_resets_and_certifies_them,
         power::a_reset_that_loses_its_power_is_finished_at_the_next_boot,
         power::a_first_boot_that_loses_its_power_is_finished_at_the_next_boot,
         damage::a_device_without_its_overlay_header_is_degraded_and_erases_nothing,
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
         damage::a_root_with_damaged_files_is_refused,
         run::a_command_gets_its_output_and_status_through_and_a_snapshot_leaves_the_disk_as_it_was,
         run::a_command_that_reboots_the_machine_is_told,
+        run::a_tpm_stays_with_its_disk_and_a_snapshot_forgets_what_was_done_to_it,
     ];
     libtest_mimic::run(&arguments, cases).exit_code()
 }

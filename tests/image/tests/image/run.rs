@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use nemos_tests::{Case, Disk, nemos_image};
+use nemos_tests::{Case, Disk, Failed, nemos_image};
 
 pub fn a_command_gets_its_output_and_status_through_and_a_snapshot_leaves_the_disk_as_it_was() -> Case {
     let mut disk = Disk::fresh()?;
@@ -15,6 +15,26 @@ pub fn a_command_gets_its_output_and_status_through_and_a_snapshot_leaves_the_di
     assert_eq!((said.stdout.as_str(), said.stderr.as_str()), ("Linux\n", "it's $HOME\n"));
     assert_eq!(said.status, Some(7));
     assert!(fs::read(&path)? == before, "the disk was written");
+    Ok(())
+}
+
+pub fn a_tpm_stays_with_its_disk_and_a_snapshot_forgets_what_was_done_to_it() -> Case {
+    let mut disk = Disk::fresh()?;
+    let path = disk.bytes()?.to_string_lossy().into_owned();
+    let key_after = |more: &[&str], command: &str| {
+        let command = format!("{command} && nemosctl reset certificate-key");
+        let arguments = [&["run", "--tpm"], more, &[&path, "--", "sh", "-c", &command]].concat();
+        let said = nemos_image(&arguments)?;
+        if said.stdout.starts_with("-----BEGIN PUBLIC KEY") {
+            Ok(said.stdout)
+        } else {
+            Err(Failed::from(format!("{said:?}")))
+        }
+    };
+
+    let key = key_after(&[], "true")?;
+    assert_ne!(key_after(&["--snapshot"], "tpm2_clear --auth-hierarchy p --tcti device:/dev/tpmrm0")?, key);
+    assert_eq!(key_after(&["--snapshot"], "true")?, key);
     Ok(())
 }
 
