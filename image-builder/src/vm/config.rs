@@ -31,8 +31,6 @@ pub struct Config {
     pub credentials: Vec<(String, Vec<u8>)>,
     /// Words for the kernel's command line besides those of the UKI, which takes them if Secure Boot is off.
     pub append: Option<String>,
-    /// A file for a log of all writes and flushes to the disk, in the format of dm-log-writes.
-    pub write_log: Option<PathBuf>,
     /// A file for all that it prints on its console.
     pub console_log: Option<PathBuf>,
     /// A file that [`Machine::save`](super::Machine::save) wrote: go on from there instead of booting.
@@ -82,7 +80,6 @@ impl Config {
             reboots: true,
             credentials: Vec::new(),
             append: None,
-            write_log: None,
             console_log: None,
             resume: None,
             limit: Duration::from_secs(180),
@@ -136,15 +133,8 @@ impl Config {
     fn disk_arguments(&self, arguments: &mut Arguments) {
         let format = self.disk.format.name();
         let snapshot = if self.snapshot { "on" } else { "off" };
-        let common = format!("if=none,id=disk,discard=unmap,snapshot={snapshot}");
-        match &self.write_log {
-            None => arguments.paths("-drive", &format!("{common},format={format}"), &[("file", &self.disk.path)]),
-            Some(log) => arguments.paths(
-                "-drive",
-                &format!("{common},driver=blklogwrites,log-sector-size=512,file.driver={format},log.driver=file"),
-                &[("file.file.filename", &self.disk.path), ("log.filename", log)],
-            ),
-        };
+        let options = format!("if=none,id=disk,discard=unmap,snapshot={snapshot},format={format}");
+        arguments.paths("-drive", &options, &[("file", &self.disk.path)]);
         let boot_order = if matches!(self.boot, Boot::Firmware) { ",bootindex=0" } else { "" };
         arguments.option("-device", format!("virtio-blk-pci,drive=disk{boot_order}"));
     }

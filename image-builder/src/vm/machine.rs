@@ -58,9 +58,6 @@ impl Machine {
         let host = Host::find()?;
         let sockets = tempfile::tempdir().map_err(io("make a temporary folder"))?;
         let complaints = tempfile::tempfile().map_err(io("make a temporary file"))?;
-        if let Some(log) = &config.write_log {
-            File::create(log).map_err(io("make the log of writes"))?;
-        }
         let tpm = config.tpm.as_deref().map(|state| Tpm::start(state, config.snapshot)).transpose()?;
         let socket = tpm.as_ref().map(Tpm::socket);
         let mut qemu = host

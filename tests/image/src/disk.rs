@@ -13,7 +13,6 @@ use tempfile::TempDir;
 use crate::device::{Device, LIMIT};
 use crate::image::image;
 use crate::partitions::extent;
-use crate::writes::WriteLog;
 
 /// The disk of a device that is switched off.
 #[derive(Debug)]
@@ -43,14 +42,6 @@ impl Disk {
         Disk { has_tpm: true, ..self }
     }
 
-    /// A copy of it.
-    pub fn copy(&mut self) -> Result<Disk, Failed> {
-        let folder = tempfile::tempdir()?;
-        let path = folder.path().join("disk.raw");
-        copy_sparse(self.bytes()?, &path)?;
-        Ok(Disk { file: vm::Disk { path, format: Format::Raw }, folder, has_tpm: false })
-    }
-
     pub(crate) fn vm_disk(&self) -> vm::Disk {
         self.file.clone()
     }
@@ -75,14 +66,6 @@ impl Disk {
         let mut device = Device::start(self, &config)?;
         device.comes_up()?;
         Ok(device)
-    }
-
-    /// Switches a device with this disk on, with every write to the disk logged from there.
-    pub fn starts_logged(mut self) -> Result<(Device, WriteLog), Failed> {
-        let log = WriteLog::new(self.copy()?)?;
-        let write_log = Some(log.path());
-        let config = Config { limit: LIMIT, write_log, ..Config::new(self.vm_disk()) };
-        Ok((Device::start(self, &config)?, log))
     }
 
     /// The file with the disk, byte for byte.
@@ -139,10 +122,4 @@ impl Disk {
         file.write_all_at(&inverted, extent(&file, partition)?.start + offset)?;
         Ok(())
     }
-}
-
-/// Copies a file, without its holes.
-pub(crate) fn copy_sparse(from: &Path, to: &Path) -> Result<(), Failed> {
-    let copied = Command::new("cp").args(["--sparse=always", "--reflink=auto"]).args([from, to]).output()?;
-    if copied.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&copied.stderr).into_owned().into()) }
 }

@@ -20,14 +20,12 @@ mod disk;
 mod image;
 mod partitions;
 mod program;
-mod writes;
 
 pub use device::Device;
 pub use disk::Disk;
 pub use image::{NEMOS_IMAGE, image};
 pub use libtest_mimic::Failed;
 pub use program::{Said, nemos_image, nemosctl_elsewhere, program};
-pub use writes::WriteLog;
 
 /// How a case ends.
 pub type Case = Result<(), Failed>;
