@@ -7,11 +7,15 @@ use std::path::{Path, PathBuf};
 use nemos_model::stack::SeenMount;
 use rustix::fd::OwnedFd;
 use rustix::fs::CWD;
+use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create, fsconfig_set_flag,
     fsconfig_set_string, fsmount, fsopen, move_mount, unmount as unmount2,
 };
 use thiserror::Error;
+use tracing::warn;
+
+use crate::mkfs;
 
 /// A mount that failed.
 #[derive(Debug, Error)]
@@ -23,6 +27,13 @@ pub struct MountError {
     error: io::Error,
     /// What the kernel says beyond the error number.
     explanation: String,
+}
+
+impl MountError {
+    /// `EFSBADCRC` of the kernel's file systems, which user space knows as `EBADMSG`.
+    fn is_bad_checksum(&self) -> bool {
+        self.error.raw_os_error() == Some(Errno::BADMSG.raw_os_error())
+    }
 }
 
 /// A file system to be mounted.
@@ -66,7 +77,23 @@ impl<'a> Mount<'a> {
     }
 
     /// Mounts it on `target`, which is made if it is not there.
+    ///
+    /// An ext4 that the kernel finds broken is repaired first. It writes its superblock past its journal and in place:
+    /// a power cut in the middle of those two sectors leaves a checksum that is not theirs.
     pub fn on(&self, target: &Path) -> Result<(), MountError> {
+        match self.try_on(target) {
+            Err(broken) if self.fs_type == "ext4" && broken.is_bad_checksum() => {
+                warn!("{broken}; repairing it");
+                match mkfs::repair_ext4(Path::new(self.source)) {
+                    Ok(()) => self.try_on(target),
+                    Err(error) => Err(MountError { explanation: format!("{}; {error}", broken.explanation), ..broken }),
+                }
+            }
+            tried => tried,
+        }
+    }
+
+    fn try_on(&self, target: &Path) -> Result<(), MountError> {
         let failed = |error: io::Error, explanation: String| MountError {
             fs_type: self.fs_type,
             source_name: self.source.to_owned(),

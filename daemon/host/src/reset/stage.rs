@@ -225,7 +225,10 @@ impl Stage {
             mkfs::ext4_for(Path::new(&device), usage.entries)?;
         }
         let place = work.scratch.join("stage");
-        Mount::new("ext4", &device).on(&place)?;
+        let mount = Mount::new("ext4", &device);
+        // What waits is only read again: a power cut must not find it half written, and it has no journal.
+        let mount = if new.is_some() { mount } else { mount.read_only() };
+        mount.on(&place)?;
         stage.mounted = Some(place);
         Ok(stage)
     }

@@ -84,9 +84,13 @@ impl Device {
 
     /// Everything that is a LUKS2 header, and where it is: wherever a copy can be, and in between.
     fn headers(&self) -> Result<Vec<(u64, Header)>, StepError> {
-        let area = self.read(0, LUKS2_AREA)?;
-        let blocks = area.chunks(BINARY_SIZE).enumerate();
-        Ok(blocks.filter_map(|(index, block)| Some(((index * BINARY_SIZE) as u64, Header::parse(block)?))).collect())
+        let mut headers = Vec::new();
+        for begin in (0..LUKS2_AREA).step_by(CHUNK) {
+            let chunk = self.read(begin, CHUNK as u64)?;
+            let blocks = (begin..).step_by(BINARY_SIZE).zip(chunk.chunks(BINARY_SIZE));
+            headers.extend(blocks.filter_map(|(offset, block)| Some((offset, Header::parse(block)?))));
+        }
+        Ok(headers)
     }
 
     fn fingerprint(&self, area: SlotArea) -> Result<Fingerprint, StepError> {

@@ -6,7 +6,7 @@
 # shellcheck disable=SC2154  # dracut sets initdir, moddir and the folders of systemd
 
 check() {
-    require_binaries mkfs.xfs mkfs.ext4 dmsetup blkid veritysetup cp || return 1
+    require_binaries mkfs.xfs mkfs.ext4 e2fsck dmsetup blkid veritysetup cp || return 1
     return 255
 }
 
@@ -43,7 +43,7 @@ installkernel() {
 }
 
 install() {
-    inst_multiple mkfs.xfs mkfs.ext4 mke2fs dmsetup blkid modprobe kmod mount umount cp sleep echo sync
+    inst_multiple mkfs.xfs mkfs.ext4 mke2fs e2fsck dmsetup blkid modprobe kmod mount umount cp sleep echo sync
     inst_simple /etc/mke2fs.conf
 
     inst_rules 55-dm.rules 60-persistent-storage-dm.rules 95-dm-notify.rules
