@@ -21,8 +21,8 @@ use crate::NATIVE;
 
 /// Word of the kernel's command line, and so a variable of init's environment: the folder shared with the outside.
 pub(crate) const SHARED: &str = "NEMOS_RIG_SHARED";
-/// How long the tests of one binary may take.
-pub(crate) const LIMIT: Duration = Duration::from_secs(600);
+/// How long the tests in one machine may take.
+pub(crate) const LIMIT: Duration = Duration::from_secs(1200);
 
 /// Exit status of tests that took longer, as of timeout(1).
 const TOO_LONG: u8 = 124;
@@ -38,9 +38,10 @@ const DRIVERS: [&str; 2] = ["dm-mod", "loop"];
 pub(crate) struct Shared<'a>(pub(crate) &'a Path);
 
 impl Shared<'_> {
-    /// Says how this program was called.
-    pub(crate) fn describe_this_call(&self) -> Result<()> {
-        let variables = env::vars_os().map(|(name, value)| [name, value].join(OsStr::new("=")));
+    /// Says how this program was called, with more variables in its environment.
+    pub(crate) fn describe_this_call(&self, more: &[(&str, &str)]) -> Result<()> {
+        let more = more.iter().map(|(name, value)| (name.into(), value.into()));
+        let variables = env::vars_os().chain(more).map(|(name, value)| [name, value].join(OsStr::new("=")));
         write_list(&self.0.join("environment"), variables)?;
         write_list(&self.0.join("arguments"), env::args_os().skip(1))?;
         symlink(env::current_exe()?, self.program())?;

@@ -30,14 +30,16 @@ mod kernel;
 mod machine;
 mod power;
 mod reboot;
+mod writes;
 
 use std::process::ExitCode;
 
 use devicemapper::DM;
-use libtest_mimic::{Arguments, Trial};
+use libtest_mimic::{Arguments, Failed, Trial};
 
 pub use command::{refused, run};
 pub use disk::{Disk, Image, corrupt};
+pub use fastrand::Rng;
 pub use kernel::{CommandLine, KernelLog};
 pub use power::WriteLog;
 pub use reboot::leave_nothing_open;
@@ -45,29 +47,23 @@ pub use reboot::leave_nothing_open;
 /// Says that tests may run in place: this machine is one to be thrown away. [`init`] sets it inside User-Mode Linux.
 const NATIVE: (&str, &str) = ("NEMOS_RIG", "native");
 
+/// A test, which fails by panicking, and its name.
+pub type Test = (&'static str, fn());
+
 /// The tests of a binary, named after their functions.
 #[macro_export]
 macro_rules! tests {
-    ($($test:path),* $(,)?) => { vec![$($crate::test(stringify!($test), $test)),*] };
+    ($($test:path),* $(,)?) => { vec![$((stringify!($test), $test as fn())),*] };
 }
 
-/// A test; it fails by panicking. [`tests!`] says the name for you.
-pub fn test(name: &str, body: fn()) -> Trial {
-    Trial::test(name, move || {
-        body();
-        Ok(())
-    })
-}
-
-/// Runs the tests where they can run. Understands the arguments of `cargo test`.
-pub fn main(tests: Vec<Trial>) -> ExitCode {
+/// Runs the tests where they can run, one after the other. Understands the arguments of `cargo test`.
+pub fn main(tests: Vec<Test>) -> ExitCode {
     if let Some(shared) = init::called_by_the_kernel() {
         init::main(&shared);
     }
-    // The kernel's names (mappings, mounts) are shared by all tests.
-    let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
+    let arguments = Arguments::from_args();
     if arguments.list || may_run_in_place() {
-        return libtest_mimic::run(&arguments, tests).exit_code();
+        return run_in_place(arguments, tests);
     }
     match machine::run_this_program_again() {
         Ok(status) => ExitCode::from(status),
@@ -75,6 +71,47 @@ pub fn main(tests: Vec<Trial>) -> ExitCode {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Like [`main`], but each test has a machine of its own, and as many run at once as there are processors. What a test
+/// prints is shown when it has ended.
+pub fn main_apart(tests: Vec<Test>) -> ExitCode {
+    if let Some(shared) = init::called_by_the_kernel() {
+        init::main(&shared);
+    }
+    if let Some(name) = machine::only_test() {
+        let (_, body) = tests.into_iter().find(|(known, _)| *known == name).expect("a test of this program");
+        body();
+        return ExitCode::SUCCESS;
+    }
+    let arguments = Arguments::from_args();
+    if arguments.list || may_run_in_place() {
+        return run_in_place(arguments, tests);
+    }
+    let trial = |(name, _): Test| Trial::test(name, move || run_apart(name));
+    libtest_mimic::run(&arguments, tests.into_iter().map(trial).collect()).exit_code()
+}
+
+fn run_in_place(arguments: Arguments, tests: Vec<Test>) -> ExitCode {
+    let trial = |(name, body): Test| {
+        Trial::test(name, move || {
+            body();
+            Ok(())
+        })
+    };
+    // The kernel's names (mappings, mounts) are shared by all tests.
+    let arguments = Arguments { test_threads: Some(1), ..arguments };
+    libtest_mimic::run(&arguments, tests.into_iter().map(trial).collect()).exit_code()
+}
+
+fn run_apart(name: &str) -> Result<(), Failed> {
+    let (status, printed) = machine::run_one_test(name).map_err(|error| format!("{error:#}"))?;
+    if status == 0 {
+        print!("{printed}");
+        Ok(())
+    } else {
+        Err(format!("{printed}\nexit status {status}").into())
     }
 }
 

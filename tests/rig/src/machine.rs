@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, Permissions};
 use std::io::ErrorKind;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -12,22 +12,52 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use rustix::fs::{StatVfsMountFlags, statvfs};
 use rustix::io::{FdFlags, dup, fcntl_setfd};
+use tempfile::TempDir;
 
 use crate::init::{self, Shared};
 
 const KERNEL: &str = "linux.uml";
 const MEMORY: u64 = 2048 << 20;
 
+/// Variable of the environment that names the one test to run.
+const ONLY: &str = "NEMOS_RIG_ONLY";
+
 /// Runs this program, with its arguments, as root inside User-Mode Linux. Returns its exit status.
 pub(crate) fn run_this_program_again() -> Result<u8> {
+    let folder = shared_folder()?;
+    let shared = Shared(folder.path());
+    shared.describe_this_call(&[]).with_context(|| format!("cannot prepare {}", folder.path().display()))?;
+    run(&shared, &inherited_output()?)
+}
+
+/// Runs one test of this program in a machine of its own. Returns its exit status, and what it printed.
+pub(crate) fn run_one_test(name: &str) -> Result<(u8, String)> {
+    let folder = shared_folder()?;
+    let shared = Shared(folder.path());
+    shared
+        .describe_this_call(&[(ONLY, name)])
+        .with_context(|| format!("cannot prepare {}", folder.path().display()))?;
+    let printed = folder.path().join("printed");
+    let status = run(&shared, &inherited(&File::create(&printed)?)?)?;
+    let printed = fs::read(&printed)?;
+    Ok((status, String::from_utf8_lossy(&printed).into_owned()))
+}
+
+/// The one test that was asked for.
+pub(crate) fn only_test() -> Option<String> {
+    std::env::var(ONLY).ok()
+}
+
+fn shared_folder() -> Result<TempDir> {
     // For us only: our environment will be in it.
     let mode = Permissions::from_mode(0o700);
     let folder = tempfile::Builder::new().prefix("nemos-rig-").permissions(mode).tempdir();
-    let folder = folder.context("cannot make a temporary folder")?;
-    let shared = Shared(folder.path());
-    shared.describe_this_call().with_context(|| format!("cannot prepare {}", folder.path().display()))?;
-    let log = folder.path().join("console");
-    let ended = wait(&mut start(&shared, File::create(&log)?)?)?;
+    folder.context("cannot make a temporary folder")
+}
+
+fn run(shared: &Shared, output: &OwnedFd) -> Result<u8> {
+    let log = shared.0.join("console");
+    let ended = wait(&mut start(shared, output, File::create(&log)?)?)?;
     match shared.status() {
         Some(status) => Ok(status),
         None => bail!(
@@ -37,10 +67,9 @@ pub(crate) fn run_this_program_again() -> Result<u8> {
     }
 }
 
-fn start(shared: &Shared, console: File) -> Result<Child> {
+fn start(shared: &Shared, output: &OwnedFd, console: File) -> Result<Child> {
     let folder = shared.0.to_str().filter(|folder| !folder.contains([' ', '"', ',']));
     let folder = folder.with_context(|| format!("TMPDIR: {} has a space, quote or comma in it", shared.0.display()))?;
-    let output = inherited_output()?;
     let mut kernel = Command::new(KERNEL);
     kernel
         .arg(format!("mem={}M", MEMORY >> 20))
@@ -68,8 +97,12 @@ fn start(shared: &Shared, console: File) -> Result<Child> {
 
 /// Our standard output under a number that a child inherits.
 fn inherited_output() -> Result<OwnedFd> {
-    let output = dup(rustix::stdio::stdout()).context("cannot duplicate the standard output")?;
-    fcntl_setfd(&output, FdFlags::empty()).context("cannot pass the standard output on")?;
+    inherited(rustix::stdio::stdout())
+}
+
+fn inherited(output: impl AsFd) -> Result<OwnedFd> {
+    let output = dup(output).context("cannot duplicate the output")?;
+    fcntl_setfd(&output, FdFlags::empty()).context("cannot pass the output on")?;
     Ok(output)
 }
 

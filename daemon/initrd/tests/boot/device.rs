@@ -1,7 +1,10 @@
 //! A device to boot: a disk as an image has it, small.
 
+#![allow(dead_code, reason = "each test binary needs a part of it")]
+
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -23,6 +26,7 @@ use nemos_model::reset::Scope;
 use nemos_model::reset::keep::decide;
 use nemos_model::state::{DeviceState, FILE_NAME, Request, Taken};
 use nemos_rig::{CommandLine, Disk, Image, KernelLog, WriteLog, leave_nothing_open, run};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::{Pid, Signal, kill_process_group};
 use tempfile::TempDir;
 
@@ -52,6 +56,8 @@ struct Power;
 pub struct Running<'a> {
     device: &'a Device,
     pub report: BootReport,
+    /// What nemos-initrd said.
+    pub said: String,
     log: KernelLog,
 }
 
@@ -86,6 +92,11 @@ impl Device {
         self.disk.partition(partition.label())
     }
 
+    /// The bytes of its disk that are a partition.
+    pub fn extent(&self, partition: Partition) -> Range<u64> {
+        self.disk.extent(partition.label())
+    }
+
     /// Boots to the end.
     #[track_caller]
     pub fn boots(&self) -> Running<'_> {
@@ -99,7 +110,7 @@ impl Device {
         let (succeeded, said) = run_initrd(words);
         assert!(succeeded, "nemos-initrd refused to boot:\n{said}");
         let report = serde_json::from_slice(&fs::read(REPORT_FILE).unwrap()).unwrap();
-        Running { device: self, report, log }
+        Running { device: self, report, said, log }
     }
 
     /// Boots to a refusal, and returns what was said.
@@ -174,9 +185,9 @@ impl Device {
     /// Works on the mounted p.lxstate.
     pub fn with_state<T>(&self, work: impl FnOnce(&Path) -> T) -> T {
         let folder = TempDir::new().unwrap();
-        run("mount", [&self.partition(Partition::State), folder.path()]);
+        mount(self.partition(Partition::State), folder.path(), "ext4", MountFlags::empty(), None).unwrap();
         let result = work(folder.path());
-        run("umount", [folder.path()]);
+        unmount(folder.path(), UnmountFlags::empty()).unwrap();
         result
     }
 
@@ -254,6 +265,10 @@ fn run_initrd(words: &str) -> (bool, String) {
 /// Starts nemos-initrd, which says to its standard error what it does.
 fn start() -> Child {
     let mut command = Command::new(PROGRAM);
+    // By this mkfs.xfs knows the tests that it was made for, and makes file systems of less than 300 MB, too.
+    command.envs([("TEST_DIR", "/"), ("TEST_DEV", "/"), ("QA_CHECK_FS", "1")]);
+    // Memory that was freed is used again: a page that is touched for the first time takes long in User-Mode Linux.
+    command.env("GLIBC_TUNABLES", "glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=4294967296");
     command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     command.spawn().unwrap()
 }
@@ -292,13 +307,14 @@ fn build() -> (Image, String) {
 
     let size = |partition| match partition {
         Partition::Esp => MIB,
-        Partition::Home => 8 * MIB,
+        // Large enough for a second copy of the superblock.
+        Partition::Home => 16 * MIB,
         Partition::State => 24 * MIB,
         Partition::OciPreloaded => fs::metadata(&preloaded).unwrap().len(),
         Partition::Readonly => fs::metadata(&root).unwrap().len() + BLOCK,
-        // The least that XFS wants, and room for tags and headers.
-        Partition::OciStorage => 300 * MIB,
-        Partition::Root => 330 * MIB,
+        Partition::OciStorage => 32 * MIB,
+        // With room for headers and tags.
+        Partition::Root => 96 * MIB,
     };
     let disk = Disk::partitioned(&Partition::ALL.map(|partition| (partition.label(), size(partition))));
     let write = |image: &Path, partition: Partition| {

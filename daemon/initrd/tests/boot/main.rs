@@ -7,7 +7,8 @@
 mod device;
 mod reset;
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -29,12 +30,12 @@ fn main() -> ExitCode {
         a_first_boot_that_is_killed_at_every_step_ends_the_same,
         a_reset_that_is_killed_at_every_step_ends_the_same,
         a_reset_that_is_killed_at_any_moment_ends_the_same,
-        a_reset_that_loses_its_power_at_every_seventh_flush_ends_the_same,
         a_destroyed_header_degrades_the_boot_and_erases_nothing,
         a_foreign_volume_is_not_opened,
         a_state_that_cannot_be_read_is_left_alone,
         a_device_that_keeps_failing_comes_up_and_a_reset_repairs_it,
         a_damaged_partition_is_left_out,
+        a_torn_superblock_is_repaired,
         a_changed_root_is_refused,
         reset::an_overlay_reset_leaves_home_and_containers,
         reset::what_is_kept_survives_as_it_was,
@@ -178,29 +179,6 @@ fn a_reset_that_is_killed_at_any_moment_ends_the_same() {
     assert_eq!(device.state().job(job).unwrap().state, JobState::Done);
 }
 
-fn a_reset_that_loses_its_power_at_every_seventh_flush_ends_the_same() {
-    let device = Device::provisioned();
-    let running = device.boots();
-    running.writes("/etc/hostname", "changed");
-    running.writes("/home/note", "changed");
-    running.shuts_down();
-    let job = device.is_asked_for_a_factory_reset();
-    let device = device.logged();
-    device.boots().shuts_down();
-
-    let mut log = device.into_log();
-    // Not every flush: most of them are the journals' own, and each one takes a boot.
-    while log.flushes(7) {
-        let device = Device::with(log.disk());
-        let mut running = device.boots();
-        running.is_healthy();
-        assert_eq!(running.reads("/etc/hostname"), "device\n");
-        assert!(!running.has("/home/note"));
-        running.shuts_down();
-        assert_eq!(device.state().job(job).unwrap().state, JobState::Done);
-    }
-}
-
 fn a_destroyed_header_degrades_the_boot_and_erases_nothing() {
     let device = Device::provisioned();
     let running = device.boots();
@@ -264,6 +242,32 @@ fn a_damaged_partition_is_left_out() {
     let running = device.boots();
     assert!(matches!(running.report.degraded[..], [Reason::NotMounted { partition: Partition::Home, .. }]));
     assert_eq!(running.reads("/etc/hostname"), "device\n");
+}
+
+fn a_torn_superblock_is_repaired() {
+    for partition in [Partition::State, Partition::Home] {
+        let device = Device::provisioned();
+        let superblock = || {
+            let mut bytes = vec![0; 1024];
+            File::open(device.partition(partition)).unwrap().read_exact_at(&mut bytes, 1024).unwrap();
+            bytes
+        };
+        let before = superblock();
+        let running = device.boots();
+        running.writes("/home/note", "mine");
+        running.shuts_down();
+        device.with_state(|_| ());
+        assert_ne!(superblock()[..512], before[..512], "mounting writes to it");
+        let disk = File::options().write(true).open(device.partition(partition)).unwrap();
+        disk.write_all_at(&before[..512], 1024).unwrap();
+        disk.sync_all().unwrap();
+
+        let mut running = device.boots();
+        running.is_healthy();
+        assert_eq!(running.reads("/home/note"), "mine");
+        running.shuts_down();
+        device.boots().is_healthy();
+    }
 }
 
 fn a_changed_root_is_refused() {

@@ -1,0 +1,147 @@
+//! The power goes: at every flush of what a device writes while it does a job, and in the middle of what it writes
+//! between two of them. Whenever that was, the device comes up at the next boot, and the job ends as if nothing had been.
+//!
+//! `NEMOS_CUTS_SEED` chooses what is torn, and how; it chooses from what a device writes, which is never quite the same.
+//! With `NEMOS_CUTS_TORN=N`, every interval between two flushes is torn N times, and not only a sample of them.
+
+#![allow(clippy::unwrap_used, reason = "panicking is how a test fails")]
+#![allow(clippy::unused_self, reason = "there is one device at a time, and it is the subject of every sentence")]
+
+#[path = "../boot/device.rs"]
+mod device;
+mod story;
+mod table;
+
+use std::env;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+
+use device::Device;
+use nemos_model::partitions::Partition;
+use nemos_model::reset::Scope;
+use nemos_rig::{Disk, KernelLog, Rng, WriteLog};
+use story::{MARK, Story};
+use table::{Cut, Table, WentOn};
+
+/// One cut in so many is booted twice.
+const SECOND_BOOT: usize = 5;
+/// One interval in so many is torn, of those that write neither the state nor a header.
+const SAMPLE: usize = 4;
+/// After so many failures, more do not help.
+const MOST_FAILURES: usize = 5;
+
+fn main() -> ExitCode {
+    nemos_rig::main_apart(nemos_rig::tests![
+        a_factory_reset_that_keeps_files,
+        an_overlay_reset_that_keeps_files,
+        a_factory_reset,
+        an_overlay_reset,
+        a_first_boot,
+    ])
+}
+
+fn a_factory_reset_that_keeps_files() {
+    let kept = ["/etc/app", "/home/admin/kept", "/var/lib/containers/storage/kept"];
+    is_cut_everywhere(Story::of_a_reset(Scope::Factory, &kept));
+}
+
+fn an_overlay_reset_that_keeps_files() {
+    is_cut_everywhere(Story::of_a_reset(Scope::Overlay, &["/etc/app"]));
+}
+
+fn a_factory_reset() {
+    is_cut_everywhere(Story::of_a_reset(Scope::Factory, &[]));
+}
+
+fn an_overlay_reset() {
+    is_cut_everywhere(Story::of_a_reset(Scope::Overlay, &[]));
+}
+
+fn a_first_boot() {
+    is_cut_everywhere(Story::of_a_first_boot());
+}
+
+fn is_cut_everywhere((device, story): (Device, Story)) {
+    let places = Places::on(&device);
+    let mut log = device.into_log();
+    assert!(!log.wrote(MARK, &places.state), "what is kept waits in plain text");
+    let seed = seed();
+    let mut random = Rng::with_seed(seed);
+    let mut cuts = Cuts { story, table: Table::new(), is_asked: false, failures: Vec::new() };
+    let (mut flush, mut is_new) = (0, true);
+    loop {
+        if is_new {
+            cuts.boot(Cut::Flush(flush), log.cut(), random.usize(..SECOND_BOOT) == 0);
+        }
+        for _ in 0..places.tears(&log, &mut random) {
+            cuts.boot(Cut::Torn(flush), log.torn(&mut random), random.usize(..SECOND_BOOT) == 0);
+        }
+        is_new = log.unsafe_writes() > 0;
+        if cuts.failures.len() >= MOST_FAILURES || !log.goes_on() {
+            break;
+        }
+        flush += 1;
+        cuts.table.flush(is_new);
+    }
+    let Cuts { story, table, failures, .. } = cuts;
+    println!("\n{story}\n{table}    NEMOS_CUTS_SEED={seed}\n");
+    assert!(failures.is_empty(), "not as it should be when the power goes: {}", failures.join(", "));
+}
+
+/// The cuts of one story so far.
+struct Cuts {
+    story: Story,
+    table: Table,
+    /// Whether a flush has made the request last.
+    is_asked: bool,
+    failures: Vec<String>,
+}
+
+impl Cuts {
+    /// Boots what a cut left.
+    fn boot(&mut self, cut: Cut, disk: Disk, twice: bool) {
+        let device = Device::with(disk);
+        let mut kernel = KernelLog::from_now();
+        let ended = catch_unwind(AssertUnwindSafe(|| {
+            let went_on = self.story.goes_on(&device, twice);
+            assert!(!self.is_asked || went_on != WentOn::NotAsked, "the request was safe, and is lost");
+            went_on
+        }));
+        if let Ok(went_on) = ended {
+            self.is_asked |= went_on != WentOn::NotAsked && matches!(cut, Cut::Flush(_));
+            self.table.add(cut, went_on, twice);
+        } else {
+            // The panic has said why.
+            println!("The power went {cut}. The kernel said:\n{}", kernel.messages());
+            self.failures.push(cut.to_string());
+        }
+    }
+}
+
+/// Where on the disk what a boot depends on most is.
+struct Places {
+    state: Range<u64>,
+    header: Range<u64>,
+}
+
+impl Places {
+    fn on(device: &Device) -> Self {
+        let root = device.extent(Partition::Root);
+        Places { state: device.extent(Partition::State), header: root.start..root.start + (16 << 20) }
+    }
+
+    /// How often the interval that comes now is torn.
+    fn tears(&self, log: &WriteLog, random: &mut Rng) -> usize {
+        if log.unsafe_writes() == 0 {
+            return 0;
+        }
+        let matters = log.writes_to(&self.state) || log.writes_to(&self.header);
+        let asked = env::var("NEMOS_CUTS_TORN").ok();
+        asked.map_or_else(|| usize::from(matters || random.usize(..SAMPLE) == 0), |times| times.parse().unwrap())
+    }
+}
+
+fn seed() -> u64 {
+    env::var("NEMOS_CUTS_SEED").map_or_else(|_| Rng::new().u64(..), |seed| seed.parse().unwrap())
+}

@@ -1,0 +1,190 @@
+//! What a device went through, and so what it must be.
+
+use std::fmt;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use nemos_model::JobId;
+use nemos_model::job::{Job, JobState};
+use nemos_model::reset::{Scope, Step};
+use rustix::fs::{XattrFlags, getxattr, setxattr};
+
+use crate::device::{Device, Running, on_the_device};
+use crate::table::WentOn;
+
+/// Text that is nowhere else on a disk, in the files that are kept.
+pub const MARK: &str = "8d1f6c0e-what-nobody-may-read";
+
+/// What is looked at.
+const PATHS: [&str; 11] = [
+    "/etc/hostname",
+    "/etc/app",
+    "/etc/app/config",
+    "/etc/app/shipped",
+    "/home/note",
+    "/home/admin",
+    "/home/admin/kept",
+    "/home/admin/other",
+    "/var/lib/containers/storage/layer",
+    "/var/lib/containers/storage/kept",
+    "/var/lib/containers/storage/kept/layer",
+];
+
+/// What a device went through.
+pub struct Story {
+    /// What was asked of it, if it was not only switched on.
+    asked: Option<Asked>,
+    /// What was at [`PATHS`] when nobody had used it, and before it was asked.
+    shipped: Vec<String>,
+    used: Vec<String>,
+}
+
+struct Asked {
+    job: JobId,
+    scope: Scope,
+    keep: Vec<&'static str>,
+}
+
+impl Story {
+    /// A device that was used, and then asked for a reset; what it wrote since then is logged.
+    pub fn of_a_reset(scope: Scope, keep: &[&'static str]) -> (Device, Self) {
+        let device = Device::provisioned();
+        let running = device.boots();
+        let shipped = everything();
+        use_it(&running);
+        let used = everything();
+        running.shuts_down();
+        let device = device.logged();
+        let job = device.is_asked_for_a_reset(scope, keep);
+        device.boots().shuts_down();
+        (device, Story { asked: Some(Asked { job, scope, keep: keep.to_vec() }), shipped, used })
+    }
+
+    /// A device that was switched on.
+    pub fn of_a_first_boot() -> (Device, Self) {
+        let device = Device::shipped().logged();
+        let running = device.boots();
+        let shipped = everything();
+        running.shuts_down();
+        (device, Story { asked: None, used: shipped.clone(), shipped })
+    }
+
+    /// Boots the device after the power came back: everything must be as if it had not gone.
+    pub fn goes_on(&self, device: &Device, twice: bool) -> WentOn {
+        let mut running = device.boots();
+        running.is_healthy();
+        let found = everything();
+        let went_on = running.said.lines().find_map(step).map_or(WentOn::Done, WentOn::At);
+        running.shuts_down();
+
+        let state = device.state();
+        let asked = self.asked.as_ref().filter(|asked| state.job(asked.job).is_some());
+        self.is_as_it_should_be(asked, &found);
+        assert_eq!(state.pending(), None);
+        assert_eq!(state.jobs().len(), 1 + usize::from(asked.is_some()), "each job is there once: {:?}", state.jobs());
+        for job in state.jobs() {
+            assert_eq!((job.state, &job.attempts[..]), (JobState::Done, &[][..]), "a power cut is not a failure");
+            assert_eq!(steps(job), job.all_steps(), "each step is done once");
+        }
+        if twice {
+            let mut again = device.boots();
+            again.is_healthy();
+            assert_eq!(again.report.job, None, "nothing is left to do");
+            self.is_as_it_should_be(asked, &everything());
+            again.shuts_down();
+            assert_eq!(device.state(), state);
+        }
+        match &self.asked {
+            Some(_) if asked.is_none() => WentOn::NotAsked,
+            _ => went_on,
+        }
+    }
+
+    /// What was kept, and what nobody asked to erase, is as it was; all else is as it was shipped.
+    #[track_caller]
+    fn is_as_it_should_be(&self, asked: Option<&Asked>, found: &[String]) {
+        for (index, path) in PATHS.iter().enumerate() {
+            let is_erased = asked.is_some_and(|asked| asked.erases(path));
+            let should_be = if is_erased { &self.shipped[index] } else { &self.used[index] };
+            assert_eq!(&found[index], should_be, "{path}");
+        }
+    }
+}
+
+impl Asked {
+    fn erases(&self, path: &str) -> bool {
+        let is_below = |folder: &str| Path::new(path).starts_with(folder);
+        let is_in_scope = self.scope == Scope::Factory || !is_below("/home") && !is_below("/var/lib/containers");
+        // What a kept path is in comes back with it.
+        let is_kept = self.keep.iter().any(|kept| is_below(kept) || Path::new(kept).starts_with(path));
+        is_in_scope && !is_kept
+    }
+}
+
+impl fmt::Display for Story {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.asked {
+            None => f.write_str("The power goes during a first boot:"),
+            Some(Asked { scope, keep, .. }) if keep.is_empty() => {
+                write!(f, "The power goes during a reset of scope {scope} that keeps nothing:")
+            }
+            Some(Asked { scope, keep, .. }) => {
+                write!(f, "The power goes during a reset of scope {scope} that keeps {}:", keep.join(", "))
+            }
+        }
+    }
+}
+
+fn steps(job: &Job) -> Vec<Step> {
+    job.steps.iter().map(|done| done.step).collect()
+}
+
+/// The step that a line of nemos-initrd's is the beginning of.
+fn step(line: &str) -> Option<String> {
+    let (_, after) = line.split_once("job ")?;
+    let (_, name) = after.split_once(": ")?;
+    Step::ALL.iter().find(|step| step.name() == name).map(Step::to_string)
+}
+
+/// Writes to the root, home and the containers, with all that a copy can lose.
+fn use_it(running: &Running<'_>) {
+    for path in PATHS.iter().filter(|path| path.rsplit('/').next() != Some("app")) {
+        if !["/etc/app/shipped", "/home/admin", "/var/lib/containers/storage/kept"].contains(path) {
+            running.writes(path, &format!("{MARK} in {path}"));
+        }
+    }
+    let config = on_the_device("/etc/app/config");
+    setxattr(&config, "user.note", b"mine", XattrFlags::empty()).unwrap();
+    chown(&config, Some(1000), Some(1001)).unwrap();
+    fs::set_permissions(&config, PermissionsExt::from_mode(0o4750)).unwrap();
+    fs::set_permissions(on_the_device("/home/admin"), PermissionsExt::from_mode(0o751)).unwrap();
+    // The image has it, and somebody deleted it.
+    fs::remove_file(on_the_device("/etc/app/shipped")).unwrap();
+    let then = SystemTime::UNIX_EPOCH + Duration::new(1_000_000_000, 123_456_789);
+    for path in ["/etc/app/config", "/etc/app", "/home/admin/kept", "/var/lib/containers/storage/kept"] {
+        fs::File::open(on_the_device(path)).unwrap().set_modified(then).unwrap();
+    }
+}
+
+/// What is at [`PATHS`] on the device that is up.
+fn everything() -> Vec<String> {
+    PATHS.iter().map(|path| description(&on_the_device(path)).unwrap_or_else(|| "nothing".into())).collect()
+}
+
+fn description(path: &Path) -> Option<String> {
+    let found = fs::symlink_metadata(path).ok()?;
+    let mut note = [0; 64];
+    let note = getxattr(path, "user.note", &mut note[..]).map(|length| note[..length].to_vec()).unwrap_or_default();
+    // The times of a folder that is not kept itself change with what is in it.
+    let modified = found.is_file().then(|| (found.mtime(), found.mtime_nsec()));
+    Some(format!(
+        "mode {:o}, owner {}:{}, modified {modified:?}, note {:?}, content {:?}",
+        found.mode(),
+        found.uid(),
+        found.gid(),
+        String::from_utf8_lossy(&note),
+        fs::read_to_string(path).ok(),
+    ))
+}
