@@ -1,4 +1,22 @@
-//! What the kernel says about the integrity of a volume.
+//! What the kernel says about the integrity of a volume, and what follows from it.
+//!
+//! ```text
+//!     kernel log, uevents --> Report --(Names)--> Sighting --> Event, kept in the ledger
+//! ```
+
+pub mod event;
+pub mod kernel_log;
+pub mod scrub;
+pub mod status;
+pub mod uevent;
+pub mod verity;
+pub mod volume;
+mod words;
+
+pub use event::{Event, Sighting};
+pub use scrub::Scrub;
+pub use verity::{VerityStatus, VerityTable};
+pub use volume::Volume;
 
 use std::fmt;
 use std::str::FromStr;
@@ -68,29 +86,6 @@ impl From<RootHash> for String {
     }
 }
 
-/// What the status line of a dm-verity target says.
-///
-/// Source: `verity_status()` in the kernel's `drivers/md/dm-verity-target.c`: `V`, or `C` once a block failed. Newer kernels
-/// append fields.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum VerityStatus {
-    /// No block that was read so far failed.
-    Verified,
-    /// At least one block failed since the mapping was made.
-    Corrupted,
-}
-
-impl VerityStatus {
-    /// Reads the status parameters of the target; `None` if they are not dm-verity's.
-    pub fn parse(params: &str) -> Option<Self> {
-        match params.split_whitespace().next()? {
-            "V" => Some(VerityStatus::Verified),
-            "C" => Some(VerityStatus::Corrupted),
-            _ => None,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -106,14 +101,6 @@ mod tests {
         #[test]
         fn no_text_makes_the_parser_panic(text: String) {
             let _ = text.parse::<RootHash>();
-            let _ = VerityStatus::parse(&text);
         }
-    }
-
-    #[test]
-    fn the_kernels_letters_are_understood() {
-        assert_eq!(VerityStatus::parse("V"), Some(VerityStatus::Verified));
-        assert_eq!(VerityStatus::parse("C -"), Some(VerityStatus::Corrupted));
-        assert_eq!(VerityStatus::parse("0 0 recalculating"), None);
     }
 }

@@ -1,4 +1,8 @@
-//! Opens the read-only root under dm-verity.
+//! Opens the read-only root under dm-verity; below, what is done about integrity while the system runs.
+
+pub mod ledger;
+pub mod names;
+pub mod watch;
 
 use std::fs::File;
 use std::io::{self, Read};

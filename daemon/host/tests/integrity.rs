@@ -1,0 +1,208 @@
+//! Damage on real device-mapper: what is heard of it.
+
+#![allow(clippy::unwrap_used, reason = "panicking is how a test fails")]
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use nemos_host::integrity::names::names;
+use nemos_host::integrity::watch::{Heard, Watch};
+use nemos_host::integrity::{close_root, open_root};
+use nemos_host::keys::{Secret, read_key_file};
+use nemos_host::overlay;
+use nemos_model::integrity::event::{Area, Kind, Source};
+use nemos_model::integrity::{RootHash, Volume};
+use nemos_model::partitions::Partition;
+use nemos_model::stack::SeenPartition;
+use nemos_rig::{Disk, corrupt, leave_nothing_open, run};
+use tempfile::TempDir;
+
+const BLOCK: u64 = 4096;
+/// How long the kernel may take to report.
+const LIMIT: Duration = Duration::from_secs(10);
+
+fn main() -> ExitCode {
+    nemos_rig::main(nemos_rig::tests![
+        a_damaged_block_of_the_root_is_heard_by_log_and_uevent,
+        a_damaged_hash_tree_is_told_from_damaged_data,
+        a_damaged_block_of_the_overlay_is_heard,
+        what_was_said_before_is_heard_too,
+        a_program_cannot_make_damage_up,
+        a_healthy_overlay_is_silent,
+    ])
+}
+
+/// A root on a disk of its own.
+struct Root {
+    disk: Disk,
+    /// Where the hash tree begins, behind its superblock.
+    tree: u64,
+    hash: RootHash,
+}
+
+impl Root {
+    fn open() -> Self {
+        let root = Root::closed();
+        root.is_opened();
+        root
+    }
+
+    fn closed() -> Self {
+        let folder = TempDir::new().unwrap();
+        let (content, image) = (folder.path().join("content"), folder.path().join("image"));
+        fs::create_dir(&content).unwrap();
+        let mut bytes = vec![0; 512 << 10];
+        File::open("/dev/urandom").unwrap().read_exact(&mut bytes).unwrap();
+        fs::write(content.join("file"), bytes).unwrap();
+        let options = ["-quiet", "-no-progress", "-noappend", "-comp", "zstd"].map(AsRef::as_ref);
+        run("mksquashfs", [content.as_os_str(), image.as_os_str()].into_iter().chain(options));
+        let offset = fs::metadata(&image).unwrap().len();
+        let hash_offset = format!("--hash-offset={offset}");
+        let said = run("veritysetup", ["format".as_ref(), hash_offset.as_ref(), image.as_os_str(), image.as_os_str()]);
+        let hash: RootHash =
+            said.lines().find_map(|line| line.strip_prefix("Root hash:")).unwrap().trim().parse().unwrap();
+        let disk = Disk::new(fs::metadata(&image).unwrap().len());
+        fs::copy(&image, disk.path()).unwrap();
+        Root { disk, tree: offset + BLOCK, hash }
+    }
+
+    fn is_opened(&self) {
+        open_root(self.disk.path(), self.hash).unwrap();
+    }
+
+    fn seen(&self) -> [SeenPartition; 1] {
+        seen(Partition::Readonly, self.disk.path())
+    }
+}
+
+impl Drop for Root {
+    fn drop(&mut self) {
+        let _ = close_root(self.disk.path());
+        leave_nothing_open(&[]);
+    }
+}
+
+fn seen(partition: Partition, device: &Path) -> [SeenPartition; 1] {
+    [SeenPartition { partition, device: device.display().to_string(), size: 0 }]
+}
+
+/// Reads a block past the page cache; whether that works is the kernel's to report.
+fn read(device: &str, block: u64) {
+    let skip = format!("skip={block}");
+    let input = format!("if={device}");
+    let dd = ["of=/dev/null", "bs=4096", "count=1", "iflag=direct", &input, &skip];
+    let _ = Command::new("dd").args(dd).stderr(Stdio::null()).status().unwrap();
+}
+
+/// Listens until each of these sources has told of damage; the first that each told.
+#[track_caller]
+fn hears<const N: usize>(watch: &mut Watch, sources: [Source; N]) -> [Heard; N] {
+    let begin = Instant::now();
+    let mut all = Vec::new();
+    loop {
+        all.extend(watch.next(Duration::from_millis(100)).unwrap());
+        let first = sources.map(|source| all.iter().find(|heard| heard.source == source).cloned());
+        if first.iter().all(Option::is_some) {
+            return first.map(Option::unwrap);
+        }
+        assert!(begin.elapsed() < LIMIT, "only this was heard: {all:#?}");
+    }
+}
+
+/// A watch that has heard all that was said so far.
+fn watch_from_now() -> Watch {
+    let mut watch = Watch::begin().unwrap();
+    watch.next(Duration::ZERO).unwrap();
+    watch
+}
+
+fn a_damaged_block_of_the_root_is_heard_by_log_and_uevent() {
+    let root = Root::open();
+    let mut watch = watch_from_now();
+    corrupt(root.disk.path(), 5 * BLOCK, 1);
+    read("/dev/mapper/verityRoot", 5);
+    let names = names(&root.seen());
+    let heard = hears(&mut watch, [Source::Log, Source::Uevent]);
+    for Heard { report, .. } in heard {
+        assert_eq!((report.kind, report.area, report.start), (Kind::Corrupted, Area::Data, Some(5 * BLOCK)));
+        assert_eq!(names.volume(&report), Some(Volume::Root), "{report:?} is about one of {names:?}");
+    }
+}
+
+fn a_damaged_hash_tree_is_told_from_damaged_data() {
+    let root = Root::closed();
+    // The top comes first, then the digests of 128 blocks of data each. Once it is open, the kernel has read them ahead.
+    corrupt(root.disk.path(), root.tree + 2 * BLOCK, 1);
+    root.is_opened();
+    let mut watch = watch_from_now();
+    read("/dev/mapper/verityRoot", 128);
+    let [heard] = hears(&mut watch, [Source::Log]);
+    assert_eq!((heard.report.area, heard.report.start), (Area::Tree, Some(root.tree + 2 * BLOCK)));
+}
+
+fn secret() -> Secret {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(b"insecure").unwrap();
+    read_key_file(file.path()).unwrap()
+}
+
+/// An overlay that is open.
+fn overlay() -> Disk {
+    let disk = Disk::new(64 << 20);
+    overlay::create_volume(disk.path(), &secret(), &mut |_, _| {}).unwrap();
+    overlay::open(disk.path(), &secret()).unwrap();
+    disk
+}
+
+fn a_damaged_block_of_the_overlay_is_heard() {
+    let disk = overlay();
+    run("dd", ["if=/dev/urandom", "of=/dev/mapper/luks", "bs=1M", "count=8", "oflag=direct", "status=none"]);
+    let mut watch = watch_from_now();
+    // Ciphertext is somewhere behind the headers, the journal and the first tags: damage a stretch of it.
+    let middle = fs::read(disk.path()).unwrap().len() as u64 / 2;
+    corrupt(disk.path(), middle, 4096);
+    let dd = ["if=/dev/mapper/luks", "of=/dev/null", "bs=32k", "iflag=direct", "conv=noerror"];
+    let _ = Command::new("dd").args(dd).stderr(Stdio::null()).status().unwrap();
+    let [heard] = hears(&mut watch, [Source::Log]);
+    assert_eq!((heard.report.kind, heard.report.area), (Kind::Corrupted, Area::Data));
+    assert_eq!(names(&seen(Partition::Root, disk.path())).volume(&heard.report), Some(Volume::Overlay));
+    let start = heard.report.start.unwrap();
+    assert_eq!(start % BLOCK, 0);
+    assert!(start / BLOCK < overlay_blocks());
+    overlay::close(disk.path()).unwrap();
+}
+
+fn overlay_blocks() -> u64 {
+    let sectors: u64 = run("blockdev", ["--getsz", "/dev/mapper/luks"]).trim().parse().unwrap();
+    sectors / 8
+}
+
+fn what_was_said_before_is_heard_too() {
+    let root = Root::open();
+    corrupt(root.disk.path(), 9 * BLOCK, 1);
+    read("/dev/mapper/verityRoot", 9);
+    let mut watch = Watch::begin().unwrap();
+    let all = watch.next(Duration::ZERO).unwrap();
+    let heard = all.iter().find(|heard| heard.report.start == Some(9 * BLOCK)).expect("it was said before");
+    assert!(heard.sequence.is_some() && heard.sequence <= watch.sequence());
+}
+
+fn a_program_cannot_make_damage_up() {
+    let mut watch = watch_from_now();
+    let message = "device-mapper: verity: 254:6: data block 1 is corrupted";
+    for priority in ["", "<3>", "<0>"] {
+        fs::write("/dev/kmsg", format!("{priority}{message}\n")).unwrap();
+    }
+    assert_eq!(watch.next(Duration::from_millis(200)).unwrap(), []);
+}
+
+fn a_healthy_overlay_is_silent() {
+    let mut watch = watch_from_now();
+    let disk = overlay();
+    run("dd", ["if=/dev/mapper/luks", "of=/dev/null", "bs=1M", "iflag=direct", "status=none"]);
+    overlay::close(disk.path()).unwrap();
+    assert_eq!(watch.next(Duration::from_millis(200)).unwrap(), []);
+}
