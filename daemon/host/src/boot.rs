@@ -52,3 +52,9 @@ pub fn read_report(path: &Path) -> Result<Option<BootReport>, ReportError> {
         other => Err(malformed(format!("version {other}"))),
     }
 }
+
+/// The kernel's name for this boot: 32 hexadecimal digits.
+pub fn boot_id() -> String {
+    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    id.trim().replace('-', "")
+}

@@ -15,9 +15,10 @@ pub fn ext4(device: &Path, label: &str) -> Result<(), CommandError> {
     run("mkfs.ext4", &["-q", "-F", "-L", label, &device.to_string_lossy()], LIMIT)
 }
 
-/// Makes an XFS file system (at least 300 MB, or it refuses); the device discards what it held, if it can.
+/// Makes an XFS file system (at least 300 MB, or it refuses); the device discards what it held, if it can. It keeps records of
+/// whose each block is, so that a damaged one leads to its file.
 pub fn xfs(device: &Path, label: &str) -> Result<(), CommandError> {
-    run("mkfs.xfs", &["-q", "-f", "-L", label, &device.to_string_lossy()], LIMIT)
+    run("mkfs.xfs", &["-q", "-f", "-m", "rmapbt=1", "-L", label, &device.to_string_lossy()], LIMIT)
 }
 
 /// Makes an ext4 file system for so many files and folders and nothing else: no journal, nothing reserved, room for large

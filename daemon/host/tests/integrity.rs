@@ -8,13 +8,17 @@ use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
+use nemos_host::integrity::ledger::Ledger;
 use nemos_host::integrity::names::names;
+use nemos_host::integrity::scrub::{self, ScrubError};
 use nemos_host::integrity::watch::{Heard, Watch};
-use nemos_host::integrity::{close_root, open_root};
+use nemos_host::integrity::{close_root, open_root, owner, verity_table};
 use nemos_host::keys::{Secret, read_key_file};
 use nemos_host::overlay;
-use nemos_model::integrity::event::{Area, Kind, Source};
-use nemos_model::integrity::{RootHash, Volume};
+use nemos_model::Timestamp;
+use nemos_model::integrity::event::{Area, Finder, Kind, Place, Source};
+use nemos_model::integrity::scrub::Step;
+use nemos_model::integrity::{RootHash, Sighting, Volume};
 use nemos_model::partitions::Partition;
 use nemos_model::stack::SeenPartition;
 use nemos_rig::{Disk, corrupt, leave_nothing_open, run};
@@ -32,6 +36,13 @@ fn main() -> ExitCode {
         what_was_said_before_is_heard_too,
         a_program_cannot_make_damage_up,
         a_healthy_overlay_is_silent,
+        a_scrub_of_a_sound_root_reads_all_of_it,
+        a_scrub_of_the_root_finds_data_and_tree,
+        a_scrub_of_the_root_goes_on_where_it_was,
+        a_scrub_of_the_overlay_reads_what_is_in_use_and_nothing_else,
+        a_scrub_of_the_overlay_finds_a_files_damage_and_the_file,
+        a_scrub_of_the_overlay_finds_a_damaged_header,
+        a_ledger_that_loses_its_power_at_any_flush_is_whole_and_forgets_nothing,
     ])
 }
 
@@ -87,6 +98,27 @@ impl Drop for Root {
 
 fn seen(partition: Partition, device: &Path) -> [SeenPartition; 1] {
     [SeenPartition { partition, device: device.display().to_string(), size: 0 }]
+}
+
+/// Reads the root through, from there.
+fn scrub_root(root: &Root, position: u64) -> (u64, Vec<(Area, u64)>) {
+    let table = verity_table().expect("the root is open");
+    scrubbed(|step| scrub::root::read_through(root.disk.path(), &table, position, step))
+}
+
+/// Bytes that a scrub has read, and what it has found.
+fn scrubbed(scrub: impl FnOnce(&mut dyn FnMut(Step) -> bool) -> Result<(), ScrubError>) -> (u64, Vec<(Area, u64)>) {
+    let (mut read, mut total, mut damaged) = (0, 0, Vec::new());
+    scrub(&mut |step| {
+        read += step.read;
+        total = step.total;
+        damaged.extend(step.damaged);
+        true
+    })
+    .unwrap();
+    assert!(read <= total, "{read} bytes of {total} were read");
+    damaged.sort();
+    (read, damaged)
 }
 
 /// Reads a block past the page cache; whether that works is the kernel's to report.
@@ -205,4 +237,139 @@ fn a_healthy_overlay_is_silent() {
     run("dd", ["if=/dev/mapper/luks", "of=/dev/null", "bs=1M", "iflag=direct", "status=none"]);
     overlay::close(disk.path()).unwrap();
     assert_eq!(watch.next(Duration::from_millis(200)).unwrap(), []);
+}
+
+fn a_scrub_of_a_sound_root_reads_all_of_it() {
+    let root = Root::open();
+    let table = verity_table().unwrap();
+    let (read, damaged) = scrub_root(&root, 0);
+    assert_eq!(damaged, []);
+    let size = fs::read(root.disk.path()).unwrap().len() as u64;
+    assert_eq!(read, size - BLOCK, "all but the superblock of the tree, which the kernel does not use");
+    assert_eq!((table.root_hash, table.tree * BLOCK), (root.hash, root.tree));
+}
+
+fn a_scrub_of_the_root_finds_data_and_tree() {
+    let root = Root::open();
+    let leaf = root.tree + 2 * BLOCK;
+    for place in [3 * BLOCK + 7, 100 * BLOCK, leaf + 40] {
+        corrupt(root.disk.path(), place, 1);
+    }
+    assert_eq!(scrub_root(&root, 0).1, [(Area::Data, 3 * BLOCK), (Area::Data, 100 * BLOCK), (Area::Tree, leaf)]);
+    corrupt(root.disk.path(), root.tree, 1);
+    // Nothing vouches for anything any more.
+    assert_eq!(scrub_root(&root, 0).1, [(Area::Tree, root.tree), (Area::Tree, root.tree + BLOCK), (Area::Tree, leaf)]);
+}
+
+fn a_scrub_of_the_root_goes_on_where_it_was() {
+    let root = Root::open();
+    corrupt(root.disk.path(), 3 * BLOCK, 1);
+    corrupt(root.disk.path(), 128 * BLOCK, 1);
+    assert_eq!(scrub_root(&root, 128 * BLOCK).1, [(Area::Data, 128 * BLOCK)]);
+}
+
+/// The overlay of a device, on a disk of its own, mounted.
+struct Overlay {
+    disk: Disk,
+    mount: TempDir,
+}
+
+impl Overlay {
+    fn mounted() -> Self {
+        let disk = Disk::new(400 << 20);
+        let mount = TempDir::new_in("/run").unwrap();
+        overlay::create_volume(disk.path(), &secret(), &mut |_, _| {}).unwrap();
+        overlay::create_overlay(disk.path(), &secret(), mount.path()).unwrap();
+        overlay::open(disk.path(), &secret()).unwrap();
+        overlay::mount_file_system(mount.path()).unwrap();
+        Overlay { disk, mount }
+    }
+
+    fn scrub(&self) -> (u64, Vec<(Area, u64)>) {
+        let mapping = overlay::mapping();
+        scrubbed(|step| scrub::overlay::read_through(self.disk.path(), &mapping, self.mount.path(), 0, step))
+    }
+}
+
+impl Drop for Overlay {
+    fn drop(&mut self) {
+        leave_nothing_open(&[self.mount.path().to_str().unwrap()]);
+    }
+}
+
+fn a_scrub_of_the_overlay_reads_what_is_in_use_and_nothing_else() {
+    let overlay = Overlay::mounted();
+    let (before, damaged) = overlay.scrub();
+    assert_eq!(damaged, []);
+    assert!(before < 100 << 20, "an empty file system uses little: {before}");
+    let file = overlay.mount.path().join("upper/file");
+    fs::write(&file, vec![7; 16 << 20]).unwrap();
+    File::open(&file).unwrap().sync_all().unwrap();
+    let (after, damaged) = overlay.scrub();
+    assert_eq!(damaged, []);
+    assert!((16 << 20..18 << 20).contains(&(after - before)), "{before} {after}");
+}
+
+fn a_scrub_of_the_overlay_finds_a_files_damage_and_the_file() {
+    let overlay = Overlay::mounted();
+    let folder = overlay.mount.path().join("upper/etc/deep");
+    fs::create_dir_all(&folder).unwrap();
+    let file = folder.join("file");
+    // Where a block lies on the disk only dm-integrity knows: a file that has most of them has the one in the middle.
+    run("dd", ["if=/dev/zero", "bs=1M", "count=250", "conv=fsync", "status=none", &format!("of={}", file.display())]);
+    corrupt(overlay.disk.path(), 200 << 20, 512);
+    let (_, damaged) = overlay.scrub();
+    assert!(!damaged.is_empty());
+    for (area, start) in damaged {
+        assert_eq!(area, Area::Data);
+        let found = owner::on_overlay(overlay.mount.path(), start).unwrap();
+        assert_eq!(found.expect("a file has it").file, "/etc/deep/file");
+    }
+}
+
+fn a_scrub_of_the_overlay_finds_a_damaged_header() {
+    let overlay = Overlay::mounted();
+    corrupt(overlay.disk.path(), 5000, 1);
+    assert_eq!(overlay.scrub().1, [(Area::Header, 0)]);
+    corrupt(overlay.disk.path(), (16 << 10) + 5000, 1);
+    assert_eq!(overlay.scrub().1, [(Area::Header, 0), (Area::Header, 16 << 10)]);
+}
+
+fn a_ledger_that_loses_its_power_at_any_flush_is_whole_and_forgets_nothing() {
+    let place = |block: u64| {
+        let (volume, incarnation) = (Volume::Root, "ab".to_owned());
+        let place = Place { volume, incarnation, kind: Kind::Corrupted, area: Area::Data, start: Some(block * BLOCK) };
+        Sighting { place, source: Source::Log, finder: Finder::Read, at: Timestamp(block) }
+    };
+    let open = |folder: &Path| Ledger::open(folder, "boot", 0, Timestamp(0)).unwrap();
+    let disk = Disk::new(16 << 20);
+    run("mkfs.ext4", ["-q".as_ref(), disk.path().as_os_str()]);
+    let disk = disk.image().logged_disk();
+    on(&disk, |folder| {
+        let mut ledger = open(folder);
+        for block in 0..4 {
+            ledger.see(&[place(block)]);
+            ledger.write().unwrap();
+        }
+    });
+
+    let mut log = disk.into_log();
+    let mut remembered = 0;
+    while log.flushes(1) {
+        on(&log.disk(), |folder| {
+            let events = open(folder).events().to_vec();
+            assert!(events.iter().all(|event| event.place.area == Area::Data), "it was set aside: {events:?}");
+            assert!(events.len() >= remembered, "{remembered} events were durable, {} are left", events.len());
+            remembered = events.len();
+        });
+    }
+    assert_eq!(remembered, 4);
+}
+
+/// Works on what is on a disk, mounted.
+fn on(disk: &Disk, work: impl FnOnce(&Path)) {
+    let folder = TempDir::new().unwrap();
+    run("mount", [disk.path(), folder.path()]);
+    work(folder.path());
+    run("umount", [folder.path()]);
 }

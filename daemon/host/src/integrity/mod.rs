@@ -1,7 +1,10 @@
 //! Opens the read-only root under dm-verity; below, what is done about integrity while the system runs.
 
+mod fsmap;
 pub mod ledger;
 pub mod names;
+pub mod owner;
+pub mod scrub;
 pub mod watch;
 
 use std::fs::File;
@@ -9,10 +12,11 @@ use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use devicemapper::{DM, DevId, DmFlags, DmName, DmOptions};
 use libcryptsetup_rs::consts::flags::{CryptActivate, CryptDeactivate, CryptVerity};
 use libcryptsetup_rs::consts::vals::EncryptionFormat;
 use libcryptsetup_rs::{CryptParamsVerity, CryptParamsVerityRef};
-use nemos_model::integrity::{RootHash, VERITY_MAPPING};
+use nemos_model::integrity::{RootHash, VERITY_MAPPING, VerityTable};
 use thiserror::Error;
 
 use crate::cryptsetup::{self, CryptError};
@@ -104,6 +108,15 @@ pub fn close_root(partition: &Path) -> Result<(), CryptError> {
     cryptsetup::with("close the verified root on", partition, |device| {
         device.activate_handle().deactivate(VERITY_MAPPING, CryptDeactivate::empty())
     })
+}
+
+/// What the kernel compares the open root with; `None` if it is not open.
+pub fn verity_table() -> Option<VerityTable> {
+    let id = DevId::Name(DmName::new(VERITY_MAPPING).ok()?);
+    let options = DmOptions::default().set_flags(DmFlags::DM_STATUS_TABLE);
+    let (_, targets) = DM::new().ok()?.table_status(&id, options).ok()?;
+    let [(_, _, target, params)] = targets.as_slice() else { return None };
+    VerityTable::parse(params).filter(|_| target == "verity")
 }
 
 /// Where the hash tree begins: behind the squashfs, at the next block.

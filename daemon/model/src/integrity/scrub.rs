@@ -7,12 +7,16 @@
 //!                        `--error--> failed
 //! ```
 
+#![allow(clippy::cast_precision_loss, reason = "shares and rates are not exact to the byte")]
+
 use std::num::NonZeroU64;
+use std::time::Duration;
 
 use thiserror::Error;
 
 use crate::Timestamp;
 use crate::integrity::Volume;
+use crate::integrity::event::Area;
 use crate::integrity::words::words;
 
 words! {
@@ -42,7 +46,9 @@ pub struct Scrub {
     pub started: Timestamp,
     /// When it came to its end, whichever.
     pub ended: Option<Timestamp>,
-    /// Bytes that were read: it goes on there.
+    /// Where it goes on, in bytes from the beginning of the volume.
+    pub position: u64,
+    /// Bytes that were read.
     pub checked: u64,
     /// Bytes that are to be read.
     pub total: u64,
@@ -55,6 +61,22 @@ pub struct Scrub {
     /// Why it failed.
     pub error: Option<String>,
 }
+
+/// A stretch of a volume that was read.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Step {
+    /// Where the next one begins.
+    pub position: u64,
+    /// Bytes that were read.
+    pub read: u64,
+    /// Bytes that the whole scrub reads.
+    pub total: u64,
+    /// What is damaged, and where it begins.
+    pub damaged: Vec<(Area, u64)>,
+}
+
+/// A scrub that waits still hears that it is cancelled.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// A scrub that is not begun, or not ended.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -97,6 +119,7 @@ impl Scrub {
             state: ScrubState::Running,
             started: now,
             ended: None,
+            position: 0,
             checked: 0,
             total: 0,
             damaged: 0,
@@ -104,6 +127,21 @@ impl Scrub {
             last_complete,
             error: None,
         })
+    }
+
+    /// It went on to `position`.
+    pub fn step(&mut self, step: &Step) {
+        self.position = step.position;
+        self.checked += step.read;
+        self.total = step.total.max(self.checked);
+        self.damaged += step.damaged.len() as u64;
+    }
+
+    /// How long to wait now, `elapsed` after it began to read or to read on and `read` bytes later, so that it keeps to its rate.
+    pub fn pause(&self, read: u64, elapsed: Duration) -> Duration {
+        let Some(rate) = self.rate else { return Duration::ZERO };
+        let due = Duration::from_secs_f64(read as f64 / rate.get() as f64);
+        due.saturating_sub(elapsed).min(LONGEST_PAUSE)
     }
 
     /// It came to an end.
@@ -132,7 +170,6 @@ impl Scrub {
     }
 
     /// How much of the volume was read, 0 to 1.
-    #[allow(clippy::cast_precision_loss, reason = "a share of a disk is not exact to the byte")]
     pub fn coverage(&self) -> f64 {
         match self.state {
             ScrubState::Done => 1.0,
@@ -178,7 +215,27 @@ mod tests {
         assert_eq!(refused, Err(NotScrubbed::NotSupported(Volume::Home)));
     }
 
+    #[test]
+    fn a_rate_is_kept() {
+        let scrub = Scrub { rate: NonZeroU64::new(1 << 20), ..begun(None, 1).unwrap() };
+        assert_eq!(scrub.pause(1 << 19, Duration::ZERO), Duration::from_millis(500));
+        assert_eq!(scrub.pause(1 << 20, Duration::from_secs(2)), Duration::ZERO);
+        assert_eq!(scrub.pause(1 << 30, Duration::ZERO), LONGEST_PAUSE);
+        assert_eq!(begun(None, 1).unwrap().pause(1 << 30, Duration::ZERO), Duration::ZERO);
+    }
+
     proptest! {
+        #[test]
+        fn it_counts_what_it_reads(steps in prop::collection::vec((0_u64..1 << 40, 0_usize..3), 0..20)) {
+            let mut scrub = begun(None, 1).unwrap();
+            for (read, damaged) in &steps {
+                let damaged = vec![(Area::Data, 0); *damaged];
+                scrub.step(&Step { position: scrub.position + read, read: *read, total: 1 << 41, damaged });
+            }
+            prop_assert_eq!(scrub.checked, steps.iter().map(|(read, _)| read).sum::<u64>());
+            prop_assert!((0.0..=1.0).contains(&scrub.coverage()));
+        }
+
         #[test]
         fn coverage_is_a_share(checked: u64, total: u64) {
             let scrub = Scrub { checked, total, ..begun(None, 1).unwrap() };

@@ -25,7 +25,7 @@ CREATE TABLE event (
 ) STRICT;
 CREATE TABLE scrub (
     volume TEXT PRIMARY KEY NOT NULL, incarnation TEXT NOT NULL, state TEXT NOT NULL,
-    started INTEGER NOT NULL, ended INTEGER, checked INTEGER NOT NULL, total INTEGER NOT NULL, damaged INTEGER NOT NULL,
+    started INTEGER NOT NULL, ended INTEGER, position INTEGER NOT NULL, checked INTEGER NOT NULL, total INTEGER NOT NULL, damaged INTEGER NOT NULL,
     rate INTEGER, last_complete INTEGER, error TEXT
 ) STRICT;
 CREATE TABLE heard (begun INTEGER NOT NULL, boot_id TEXT NOT NULL, since INTEGER NOT NULL, sequence INTEGER) STRICT;
@@ -80,7 +80,7 @@ pub fn load(database: &Connection) -> Result<Loaded, rusqlite::Error> {
         })
         .optional()?;
     let mut statement = database.prepare(
-        "SELECT volume, incarnation, state, started, ended, checked, total, damaged, rate, last_complete, error FROM scrub",
+        "SELECT volume, incarnation, state, started, ended, position, checked, total, damaged, rate, last_complete, error FROM scrub",
     )?;
     let scrubs = statement.query_map([], scrub_of)?.collect::<Result<Vec<_>, _>>()?;
     Ok(Loaded { events, scrubs, heard, next_id: last.map_or(1, |last: i64| last.cast_unsigned() + 1) })
@@ -93,12 +93,13 @@ fn scrub_of(row: &Row<'_>) -> Result<Scrub, rusqlite::Error> {
         state: word(row, 2)?,
         started: Timestamp(number(row, 3)?),
         ended: optional(row, 4)?.map(Timestamp),
-        checked: number(row, 5)?,
-        total: number(row, 6)?,
-        damaged: number(row, 7)?,
-        rate: optional(row, 8)?.and_then(NonZeroU64::new),
-        last_complete: optional(row, 9)?.map(Timestamp),
-        error: row.get(10)?,
+        position: number(row, 5)?,
+        checked: number(row, 6)?,
+        total: number(row, 7)?,
+        damaged: number(row, 8)?,
+        rate: optional(row, 9)?.and_then(NonZeroU64::new),
+        last_complete: optional(row, 10)?.map(Timestamp),
+        error: row.get(11)?,
     })
 }
 
@@ -178,13 +179,14 @@ pub fn write<'a>(
     transaction.execute("INSERT INTO heard VALUES (?1, ?2, ?3, ?4)", params![begun, heard.boot_id, since, sequence])?;
     for scrub in scrubs {
         transaction.execute(
-            "INSERT OR REPLACE INTO scrub VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+            "INSERT OR REPLACE INTO scrub VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
             params![
                 scrub.volume.name(),
                 scrub.incarnation,
                 scrub.state.name(),
                 scrub.started.0.cast_signed(),
                 scrub.ended.map(|time| time.0.cast_signed()),
+                scrub.position.cast_signed(),
                 scrub.checked.cast_signed(),
                 scrub.total.cast_signed(),
                 scrub.damaged.cast_signed(),
