@@ -1,6 +1,8 @@
 //! Errors as they travel: a name for programs, a sentence for people.
 
 use nemos_model::certificate::NoCertificate;
+use nemos_model::integrity::scrub::NotScrubbed;
+use nemos_model::integrity::volume::UnknownVolume;
 use nemos_model::job::InvalidJobId;
 use nemos_model::reset::UnknownScope;
 use nemos_model::reset::keep::BadKeep;
@@ -132,6 +134,23 @@ impl From<BadKeep> for Error {
 impl From<InvalidJobId> for Error {
     fn from(error: InvalidJobId) -> Self {
         Error::new(ErrorKind::InvalidArgument, error.to_string())
+    }
+}
+
+impl From<UnknownVolume> for Error {
+    fn from(error: UnknownVolume) -> Self {
+        Error::new(ErrorKind::NotFound, error.to_string())
+    }
+}
+
+impl From<NotScrubbed> for Error {
+    fn from(error: NotScrubbed) -> Self {
+        let kind = match error {
+            NotScrubbed::Running(_) => ErrorKind::Busy,
+            NotScrubbed::NotRunning(_) => ErrorKind::NotFound,
+            NotScrubbed::NotSupported(_) => ErrorKind::NotSupported,
+        };
+        Error::new(kind, error.to_string())
     }
 }
 

@@ -8,6 +8,7 @@
 
 pub mod certificate;
 pub mod error;
+pub mod integrity;
 pub mod job;
 pub mod manager;
 pub mod options;
@@ -29,6 +30,12 @@ pub mod action {
     pub const RESET_FACTORY: &str = "org.nemos.device1.reset.factory";
     /// Certify a reset: a certificate names users, and paths that were kept.
     pub const RESET_CERTIFICATE: &str = "org.nemos.device1.reset.certificate";
+    /// Say that an event is known of.
+    pub const INTEGRITY_ACKNOWLEDGE: &str = "org.nemos.device1.integrity.acknowledge";
+    /// See which files on the overlay are damaged.
+    pub const INTEGRITY_FILES: &str = "org.nemos.device1.integrity.files";
+    /// Begin or stop a scrub.
+    pub const INTEGRITY_SCRUB: &str = "org.nemos.device1.integrity.scrub";
     /// Take back a job that has not begun.
     pub const JOB_CANCEL: &str = "org.nemos.device1.job.cancel";
 }

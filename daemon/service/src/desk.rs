@@ -66,6 +66,11 @@ impl Desk {
         self.changed.notified().await;
     }
 
+    /// The device's clock.
+    pub fn now(&self) -> Timestamp {
+        self.device.now()
+    }
+
     /// The image that the device runs.
     pub async fn image(&self) -> Result<Image, Error> {
         self.blocking(Device::image).await

@@ -69,8 +69,7 @@ impl Device for ThisDevice {
     }
 
     fn boot_id(&self) -> String {
-        let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        id.trim().replace('-', "")
+        nemos_host::boot::boot_id()
     }
 
     fn observe(&self) -> Observed {

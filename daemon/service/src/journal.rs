@@ -5,6 +5,7 @@
 use nemos_api::Error;
 use nemos_model::JobId;
 use nemos_model::health::{Finding, Health, verdict};
+use nemos_model::integrity::{Event, Scrub};
 use nemos_model::job::{Job, Requester};
 use tracing::{info, warn};
 use tracing_subscriber::filter::LevelFilter;
@@ -25,6 +26,11 @@ pub const REBOOTING: &str = "a2b301af0b2f4c81bec74083d08b35f5";
 pub const NOT_REBOOTED: &str = "92db5250c58b409592baf0c0c7ebca0a";
 /// The health changed: `NEMOS_HEALTH`, `NEMOS_FINDINGS`.
 pub const HEALTH_CHANGED: &str = "92336534cebc4b87bb80bee35c78ebf8";
+
+/// Something is damaged that was not, or that was acknowledged: `NEMOS_VOLUME`, `NEMOS_EVENT`, `NEMOS_KIND`.
+pub const DAMAGED: &str = "1aa90428ade643bdad099b7fd7899941";
+/// A scrub came to its end: `NEMOS_VOLUME`, `NEMOS_SCRUB`, `NEMOS_DAMAGED`.
+pub const SCRUBBED: &str = "426d0563638a41eb878bf38895942bbc";
 
 /// Sends everything to the journal, or to standard error where there is none.
 pub fn begin() {
@@ -123,4 +129,57 @@ pub fn health(findings: &[Finding]) {
             "health is {health}: {reasons}"
         ),
     }
+}
+
+/// A request about integrity, and how it ended.
+pub fn integrity_request(action: &str, caller: &Requester, outcome: Result<(), &Error>) {
+    let [user, process] = [&caller.user, &caller.process].map(|text| text.as_deref().unwrap_or_default());
+    match outcome {
+        Ok(()) => info!(
+            message_id = REQUEST_GRANTED,
+            nemos_action = action,
+            nemos_outcome = "granted",
+            nemos_caller_uid = caller.uid,
+            nemos_caller_user = user,
+            nemos_caller_process = process,
+            "{action} granted to uid {} ({process})",
+            caller.uid
+        ),
+        Err(error) => warn!(
+            message_id = REQUEST_REFUSED,
+            nemos_action = action,
+            nemos_outcome = "refused",
+            nemos_error = error.kind.name(),
+            nemos_caller_uid = caller.uid,
+            nemos_caller_user = user,
+            nemos_caller_process = process,
+            "{action} refused to uid {} ({process}): {error}",
+            caller.uid
+        ),
+    }
+}
+
+/// Something is damaged.
+pub fn damaged(event: &Event) {
+    warn!(
+        message_id = DAMAGED,
+        nemos_volume = event.place.volume.name(),
+        nemos_event = event.id,
+        nemos_kind = event.place.kind.name(),
+        "{event}"
+    );
+}
+
+/// A scrub came to its end.
+pub fn scrubbed(scrub: &Scrub) {
+    let (volume, state, damaged) = (scrub.volume, scrub.state, scrub.damaged);
+    info!(
+        message_id = SCRUBBED,
+        nemos_volume = volume.name(),
+        nemos_scrub = state.name(),
+        nemos_damaged = damaged,
+        "scrub of {volume} {state}: {} MiB read, {damaged} blocks damaged{}",
+        scrub.checked >> 20,
+        scrub.error.as_deref().map(|error| format!(" ({error})")).unwrap_or_default()
+    );
 }

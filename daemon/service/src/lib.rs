@@ -8,6 +8,7 @@ pub mod authorization;
 pub mod bus;
 pub mod desk;
 pub mod device;
+pub mod integrity;
 pub mod journal;
 mod journal_layer;
 pub mod reboot;

@@ -10,9 +10,11 @@ use clap::Parser;
 use nemos_api::BUS_NAME;
 use nemosd::authorization::SystemGate;
 use nemosd::bus::announce::Announcer;
-use nemosd::bus::{Service, serve};
+use nemosd::bus::{self, Service, serve};
 use nemosd::desk::Desk;
 use nemosd::device::ThisDevice;
+use nemosd::integrity::storage::ThisStorage;
+use nemosd::integrity::{Integrity, listen, name_owners, scrub};
 use nemosd::{journal, reboot};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
@@ -40,8 +42,11 @@ async fn run() -> anyhow::Result<()> {
     // Callers are asked about on a connection of their own, so that the bus's own answers never wait for ours.
     let asking = Connection::system().await.context("cannot connect to the system bus")?;
     let (reboots, mut wanted) = mpsc::unbounded_channel();
+    let (integrity, mut damaged) = Integrity::of_this_device(Arc::new(ThisStorage::default()));
+    let mut view = integrity.watch();
     let service = Arc::new(Service {
         desk: Desk::new(Arc::new(ThisDevice::default())),
+        integrity: Arc::clone(&integrity),
         gate: Box::new(SystemGate::new(asking.clone())),
         reboots,
     });
@@ -53,6 +58,9 @@ async fn run() -> anyhow::Result<()> {
         format!("cannot take the name {BUS_NAME}: is another nemosd running, or its bus policy not installed?")
     })?;
     notify(&[NotifyState::Ready]);
+    listen::begin(Arc::clone(&integrity));
+    scrub::resume(&integrity);
+    tokio::spawn(name_owners(Arc::clone(&integrity)));
     if let Ok(Some(job)) = service.desk.carried_out().await {
         journal::carried_out(&job);
     }
@@ -66,6 +74,13 @@ async fn run() -> anyhow::Result<()> {
             () = connection.closed() => bail!("the system bus closed the connection"),
             Some(job) = wanted.recv() => reboot::for_job(&asking, job).await,
             () = service.desk.changed() => {}
+            Some(event) = damaged.recv() => {
+                journal::damaged(&event);
+                if let Err(error) = bus::integrity::signal(objects, &event).await {
+                    warn!("damage was not announced: {error}");
+                }
+            }
+            _ = view.changed() => {}
             _ = tick.tick() => {
                 match service.desk.become_due().await {
                     Ok(Some(job)) if job.reboot => reboot::for_job(&asking, job.id).await,

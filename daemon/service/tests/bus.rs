@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "all of this is a test")]
 
 mod fake;
+mod integrity;
 
 use fake::{Fixture, admin, full_disk};
 use nemos_api::job::{self, RetryOptions, path};
@@ -17,7 +18,7 @@ use nemos_model::reset::KeptPath;
 use nemos_model::state::Volume;
 use zbus::OwnedVariant;
 
-fn refusal<T: std::fmt::Debug>(outcome: Result<T, CallError>) -> Error {
+pub(crate) fn refusal<T: std::fmt::Debug>(outcome: Result<T, CallError>) -> Error {
     match outcome.expect_err("it should be refused") {
         CallError::Refused(error) => error,
         CallError::Unreachable(error) => panic!("{error}"),

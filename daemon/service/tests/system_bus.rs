@@ -196,16 +196,28 @@ async fn version(client: &Connection) -> Result<String, nemos_api::CallError> {
 #[test]
 fn each_action_is_declared_to_polkit() {
     let policy = std::fs::read_to_string(shipped("usr/share/polkit-1/actions/org.nemos.device1.policy")).unwrap();
-    for action in [action::RESET_OVERLAY, action::RESET_FACTORY, action::RESET_CERTIFICATE, action::JOB_CANCEL] {
+    for action in [
+        action::RESET_OVERLAY,
+        action::RESET_FACTORY,
+        action::RESET_CERTIFICATE,
+        action::INTEGRITY_ACKNOWLEDGE,
+        action::INTEGRITY_FILES,
+        action::INTEGRITY_SCRUB,
+        action::JOB_CANCEL,
+    ] {
         assert!(policy.contains(&format!("<action id=\"{action}\">")), "{action}");
     }
 }
 
 #[test]
 fn each_message_of_the_journal_is_explained() {
-    use nemosd::journal::{CARRIED_OUT, HEALTH_CHANGED, NOT_REBOOTED, REBOOTING, REQUEST_GRANTED, REQUEST_REFUSED};
+    use nemosd::journal::{
+        CARRIED_OUT, DAMAGED, HEALTH_CHANGED, NOT_REBOOTED, REBOOTING, REQUEST_GRANTED, REQUEST_REFUSED, SCRUBBED,
+    };
     let catalog = std::fs::read_to_string(shipped("usr/lib/systemd/catalog/nemos.catalog")).unwrap();
-    for id in [REQUEST_GRANTED, REQUEST_REFUSED, CARRIED_OUT, REBOOTING, NOT_REBOOTED, HEALTH_CHANGED] {
+    for id in
+        [REQUEST_GRANTED, REQUEST_REFUSED, CARRIED_OUT, REBOOTING, NOT_REBOOTED, HEALTH_CHANGED, DAMAGED, SCRUBBED]
+    {
         assert!(catalog.contains(&format!("-- {id}\n")), "{id}");
     }
 }

@@ -12,9 +12,11 @@ use zbus::ObjectServer;
 use zbus::object_server::{Interface, InterfaceRef};
 
 use crate::bus::Service;
+use crate::bus::integrity::Integrity;
 use crate::bus::job::{self, Job};
 use crate::bus::manager::Manager;
 use crate::bus::reset::Reset;
+use crate::integrity::View;
 use crate::journal;
 
 /// What was announced last.
@@ -23,6 +25,7 @@ pub struct Announcer {
     findings: Option<Vec<Finding>>,
     layers: Vec<(String, LayerState, String)>,
     jobs: Vec<JobFacts>,
+    integrity: Option<Arc<View>>,
 }
 
 impl Announcer {
@@ -30,6 +33,7 @@ impl Announcer {
     pub async fn announce(&mut self, objects: &ObjectServer, service: &Arc<Service>) -> Result<(), Error> {
         self.jobs(objects, service).await?;
         self.storage(objects, service).await?;
+        self.integrity(objects, service).await?;
         self.health(objects, service).await
     }
 
@@ -68,8 +72,20 @@ impl Announcer {
         Ok(manager.get().await.storage_invalidate(manager.signal_emitter()).await?)
     }
 
+    async fn integrity(&mut self, objects: &ObjectServer, service: &Service) -> Result<(), Error> {
+        let view = service.integrity.view();
+        if self.integrity.as_ref() == Some(&view) {
+            return Ok(());
+        }
+        self.integrity = Some(view);
+        let interface = interface::<Integrity>(objects).await?;
+        let emitter = interface.signal_emitter();
+        interface.get().await.volumes_invalidate(emitter).await?;
+        Ok(interface.get().await.state_changed(emitter).await?)
+    }
+
     async fn health(&mut self, objects: &ObjectServer, service: &Service) -> Result<(), Error> {
-        let findings = service.desk.findings().await?;
+        let findings = service.findings().await?;
         if self.findings.as_ref() == Some(&findings) {
             return Ok(());
         }

@@ -57,12 +57,12 @@ impl Manager {
 
     #[zbus(property)]
     async fn health(&self) -> Result<String, Error> {
-        Ok(verdict(&self.service.desk.findings().await?).to_string())
+        Ok(verdict(&self.service.findings().await?).to_string())
     }
 
     #[zbus(property)]
     async fn findings(&self) -> Result<Vec<FindingEntry>, Error> {
-        Ok(self.service.desk.findings().await?.into_iter().map(FindingEntry::from).collect())
+        Ok(self.service.findings().await?.into_iter().map(FindingEntry::from).collect())
     }
 
     #[zbus(property(emits_changed_signal = "invalidates"))]

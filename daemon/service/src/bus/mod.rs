@@ -2,16 +2,19 @@
 
 use std::sync::Arc;
 
-use nemos_api::PATH;
+use nemos_api::{Error, PATH};
 use nemos_model::JobId;
+use nemos_model::health::Finding;
 use tokio::sync::mpsc::UnboundedSender;
 use zbus::connection::Builder;
 use zbus::fdo::ObjectManager;
 
 use crate::authorization::Gate;
 use crate::desk::Desk;
+use crate::integrity::Integrity;
 
 pub mod announce;
+pub mod integrity;
 pub mod job;
 pub mod manager;
 pub mod reset;
@@ -20,6 +23,8 @@ pub mod reset;
 pub struct Service {
     /// Where requests are taken.
     pub desk: Desk,
+    /// Who watches.
+    pub integrity: Arc<Integrity>,
     /// Who may ask.
     pub gate: Box<dyn Gate>,
     /// Jobs that the device is to reboot for.
@@ -27,6 +32,14 @@ pub struct Service {
 }
 
 impl Service {
+    /// Everything that is not as it should be.
+    pub async fn findings(&self) -> Result<Vec<Finding>, Error> {
+        let mut findings = self.desk.findings().await?;
+        let seen = self.desk.seen().await?;
+        findings.extend(self.integrity.view().findings(seen.report.as_ref(), self.desk.now()));
+        Ok(findings)
+    }
+
     /// Reboots for a job once the reply to its caller was sent.
     fn reboot_after(&self, sent: impl Future<Output = ()> + Send + 'static, job: JobId) {
         let reboots = self.reboots.clone();
@@ -44,4 +57,5 @@ pub fn serve<'a>(connection: Builder<'a>, service: &Arc<Service>) -> Builder<'a>
         .serve_at(PATH, ObjectManager)
         .serve_at(PATH, manager::Manager::new(Arc::clone(service)))
         .serve_at(PATH, reset::Reset::new(Arc::clone(service)))
+        .serve_at(PATH, integrity::Integrity::new(Arc::clone(service)))
 }

@@ -9,11 +9,15 @@ use std::time::Duration;
 
 use nemos_api::{Error, ErrorKind};
 use nemos_host::certificate::{SigningKey, SigningKeyError};
+use nemos_host::integrity::ledger::Ledger;
 use nemos_host::reset::keep::KeepError;
 use nemos_host::state::{StateError, Store};
 use nemos_model::boot::{BootReport, REPORT_VERSION};
 use nemos_model::certificate::KEY_FILE_NAME;
 use nemos_model::image::Image;
+use nemos_model::integrity::event::{Owner, Place};
+use nemos_model::integrity::scrub;
+use nemos_model::integrity::{Event, Scrub, VerityTable};
 use nemos_model::job::Requester;
 use nemos_model::keys::Provider;
 use nemos_model::overlay::{LOWER_MOUNT, Mode, UPPER_MOUNT};
@@ -29,6 +33,8 @@ use nemosd::bus::announce::Announcer;
 use nemosd::bus::{Service, serve};
 use nemosd::desk::Desk;
 use nemosd::device::Device;
+use nemosd::integrity::Integrity;
+use nemosd::integrity::storage::Storage;
 use tempfile::TempDir;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::timeout;
@@ -46,6 +52,7 @@ pub struct Fixture {
     server: Connection,
     announcer: Announcer,
     reboots: UnboundedReceiver<JobId>,
+    damaged: UnboundedReceiver<Event>,
 }
 
 impl Fixture {
@@ -72,14 +79,17 @@ impl Fixture {
     async fn with(device: Arc<FakeDevice>, gate: FakeGate) -> Self {
         let (reboots, wanted) = unbounded_channel();
         let device_edge: Arc<dyn Device> = device.clone();
-        let service = Arc::new(Service { desk: Desk::new(device_edge), gate: Box::new(gate), reboots });
+        let storage: Arc<dyn Storage> = device.clone();
+        let (integrity, damaged) = Integrity::of_this_device(storage);
+        let desk = Desk::new(device_edge);
+        let service = Arc::new(Service { desk, integrity, gate: Box::new(gate), reboots });
         let (ours, theirs) = UnixStream::pair().unwrap();
         let server = serve(Builder::unix_stream(ours).server(Guid::generate()).p2p(), &service);
         let client = Builder::unix_stream(theirs).p2p();
         let (server, client) = tokio::try_join!(server.build(), client.build()).unwrap();
         let mut announcer = Announcer::default();
         announcer.announce(server.object_server(), &service).await.unwrap();
-        Fixture { device, service, client, server, announcer, reboots: wanted }
+        Fixture { device, service, client, server, announcer, reboots: wanted, damaged }
     }
 
     /// The job that the device reboots for next.
@@ -91,6 +101,12 @@ impl Fixture {
     pub async fn no_reboot(&mut self) -> bool {
         self.introspect(nemos_api::PATH).await;
         self.reboots.try_recv().is_err()
+    }
+
+    /// Signals the next damage that was seen, as nemosd's main loop does.
+    pub async fn signals_damage(&mut self) {
+        let event = timeout(LIMIT, self.damaged.recv()).await.expect("damage").unwrap();
+        nemosd::bus::integrity::signal(self.server.object_server(), &event).await.unwrap();
     }
 
     /// Announces changes, as nemosd's main loop does, until the client sees what it waits for.
@@ -142,6 +158,8 @@ pub struct FakeDevice {
     files: Mutex<Vec<(&'static str, u64)>>,
     /// Where its key is.
     folder: TempDir,
+    ledger: TempDir,
+    scrubs: Mutex<Vec<scrub::Step>>,
 }
 
 /// What writing to a full disk brings.
@@ -162,6 +180,8 @@ impl FakeDevice {
             failure: Mutex::default(),
             files: Mutex::new(vec![("/etc/machine-id", 4096), ("/etc/app", 1 << 20), ("/home/large", 1 << 30)]),
             folder: tempfile::tempdir().unwrap(),
+            ledger: TempDir::new().unwrap(),
+            scrubs: Mutex::default(),
         })
     }
 
@@ -222,6 +242,48 @@ impl FakeDevice {
 
     pub fn set_clock(&self, seconds: u64) {
         self.clock.store(seconds, Ordering::Relaxed);
+    }
+}
+
+impl FakeDevice {
+    /// Steps that a scrub takes from now on; the last of them never ends, if it reads nothing.
+    pub fn scrub_takes(&self, steps: Vec<scrub::Step>) {
+        *self.scrubs.lock().unwrap() = steps;
+    }
+}
+
+impl Storage for FakeDevice {
+    fn ledger(&self) -> (Ledger, Option<String>) {
+        (Ledger::open(self.ledger.path(), "boot", 0, Timestamp(self.clock())).unwrap(), None)
+    }
+
+    fn observe(&self) -> Observed {
+        self.seen.lock().unwrap().clone()
+    }
+
+    fn verity_table(&self) -> Option<VerityTable> {
+        let root_hash = "0123456789abcdef".repeat(4).parse().unwrap();
+        Some(VerityTable { data_blocks: 8, tree: 9, root_hash, salt: Vec::new(), signed: false })
+    }
+
+    fn owners(&self, places: &[&Place]) -> Vec<Option<Owner>> {
+        let owner = |place: &&Place| Some(Owner { file: format!("/of/{}", place.volume), package: None });
+        places.iter().map(owner).collect()
+    }
+
+    fn is_free(&self, _: &Place) -> bool {
+        false
+    }
+
+    fn scrub(&self, scrub: &Scrub, step: &mut dyn FnMut(scrub::Step) -> bool) -> Result<(), String> {
+        let steps = self.scrubs.lock().unwrap().clone();
+        for next in steps.into_iter().filter(|step| step.position > scrub.position) {
+            let waits = next.read == 0;
+            while step(next.clone()) && waits {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+        Ok(())
     }
 }
 

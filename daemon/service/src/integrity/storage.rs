@@ -1,0 +1,75 @@
+//! What the watch needs of the storage.
+
+use std::path::Path;
+use std::sync::OnceLock;
+
+use nemos_host::integrity::ledger::{Ledger, LedgerError};
+use nemos_host::integrity::watch::uptime;
+use nemos_host::integrity::{owner, scrub, verity_table};
+use nemos_host::time::now;
+use nemos_model::integrity::event::{Owner, Place};
+use nemos_model::integrity::scrub::Step;
+use nemos_model::integrity::{Scrub, VerityTable};
+use nemos_model::partitions::Partition;
+use nemos_model::stack::Observed;
+
+/// What the watch needs of the storage. All of it may block.
+pub trait Storage: Send + Sync + 'static {
+    /// The ledger; one in memory, and why, if the device's own cannot be used.
+    fn ledger(&self) -> (Ledger, Option<String>);
+    /// The storage as it is now.
+    fn observe(&self) -> Observed;
+    /// What dm-verity compares the root with, if it is open.
+    fn verity_table(&self) -> Option<VerityTable>;
+    /// Whose each block is; `None` where that cannot be told.
+    fn owners(&self, places: &[&Place]) -> Vec<Option<Owner>>;
+    /// Whether nobody has written that block: reading it fails, and nothing is lost.
+    fn is_free(&self, place: &Place) -> bool;
+    /// Reads a volume on from where the scrub is, step by step, until a step is answered with false.
+    fn scrub(&self, scrub: &Scrub, step: &mut dyn FnMut(Step) -> bool) -> Result<(), String>;
+}
+
+/// The storage of the device that this process runs on.
+#[derive(Debug, Default)]
+pub struct ThisStorage {
+    table: OnceLock<VerityTable>,
+}
+
+impl Storage for ThisStorage {
+    fn ledger(&self) -> (Ledger, Option<String>) {
+        let (boot_id, uptime, now) = (nemos_host::boot::boot_id(), uptime(), now());
+        let folder = Path::new(Partition::State.mount_point().unwrap_or_default());
+        let remembers = nemos_host::stack::observe().memory();
+        let opened = remembers
+            .and_then(|()| Ledger::open(folder, &boot_id, uptime, now).map_err(|error: LedgerError| error.to_string()));
+        match opened {
+            Ok(ledger) => (ledger, None),
+            Err(error) => (Ledger::in_memory(&boot_id, uptime, now), Some(error)),
+        }
+    }
+
+    fn observe(&self) -> Observed {
+        nemos_host::stack::observe()
+    }
+
+    fn verity_table(&self) -> Option<VerityTable> {
+        // It does not change while the mapping is open, and that is as long as the system runs.
+        if self.table.get().is_none() {
+            let table = verity_table()?;
+            let _ = self.table.set(table);
+        }
+        self.table.get().cloned()
+    }
+
+    fn owners(&self, places: &[&Place]) -> Vec<Option<Owner>> {
+        owner::find_all(places)
+    }
+
+    fn is_free(&self, place: &Place) -> bool {
+        owner::is_free(place)
+    }
+
+    fn scrub(&self, scrub: &Scrub, step: &mut dyn FnMut(Step) -> bool) -> Result<(), String> {
+        scrub::run(scrub, &self.observe(), self.verity_table().as_ref(), step).map_err(|error| error.to_string())
+    }
+}
