@@ -17,6 +17,7 @@ use crate::style::Style;
 mod arguments;
 mod certificate;
 mod health;
+mod integrity;
 mod job;
 mod output;
 mod reset;
@@ -101,6 +102,7 @@ async fn run(command: Command, output: Output) -> Result<u8, Failure> {
             reset::check(&arguments, output)?;
             reset::run(&connect().await?, arguments, output).await
         }
+        Command::Integrity(arguments) => integrity::run(&connect().await?, arguments, output).await,
         Command::Job(command) => job::run(&connect().await?, command, output).await,
     }
 }
