@@ -46,6 +46,8 @@ pub enum Command {
     Health,
     /// Take the device back to the state it was shipped in, all of it or its system only
     Reset(Reset),
+    /// Print the device in numbers, for Prometheus
+    Metrics(Metrics),
     /// See what is damaged, and read the storage through to find what is
     Integrity(Integrity),
     /// See or take back what was asked of the device
@@ -168,6 +170,18 @@ pub enum Certificate {
         #[arg(long, value_name = "PUB")]
         key: PathBuf,
     },
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  nemosctl metrics
+  nemosctl metrics --output /var/lib/prometheus/node-exporter/nemos.prom   for node exporter's textfile collector
+
+Exit status: 0 done; 1 not written; 3 nemosd cannot be reached (nemos_health is 3 then).")]
+pub struct Metrics {
+    /// Replace this file instead of printing
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
 }
 
 #[derive(Debug, clap::Args)]

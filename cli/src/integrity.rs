@@ -333,10 +333,10 @@ impl From<EventRecord> for Event {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn volume(name: &str, kind: &str) -> VolumeRecord {
+    pub(crate) fn volume(name: &str, kind: &str) -> VolumeRecord {
         VolumeRecord {
             name: name.into(),
             kind: kind.into(),

@@ -19,6 +19,7 @@ mod certificate;
 mod health;
 mod integrity;
 mod job;
+mod metrics;
 mod output;
 mod reset;
 mod status;
@@ -94,6 +95,7 @@ fn main() -> ExitCode {
 async fn run(command: Command, output: Output) -> Result<u8, Failure> {
     match command {
         Command::Health => health::run(connect().await, output).await,
+        Command::Metrics(arguments) => metrics::run(connect().await, arguments).await,
         Command::Status => status::run(&connect().await?, output).await,
         Command::Reset(Reset { command: Some(ResetCommand::Certificate(command)), .. }) => {
             certificate::run(command, output).await

@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::job::{Job, JobState};
 use crate::keys::Provider;
+use crate::overlay::UPPER_MOUNT;
+use crate::partitions::Partition;
 use crate::stack::{LayerState, Observed, layers};
 
 /// The verdict, worst last.
@@ -46,6 +48,29 @@ pub struct Finding {
     pub message: String,
 }
 
+/// Percent of a file system in use from which on somebody should make room, and from which on hardly anything fits.
+pub const NEARLY_FULL: u64 = 90;
+/// See [`NEARLY_FULL`].
+pub const FULL: u64 = 98;
+
+/// What there is little room left on, of what a device cannot do without.
+fn space(seen: &Observed) -> impl Iterator<Item = Finding> {
+    let places = [UPPER_MOUNT, Partition::State.mount_point().unwrap_or_default()];
+    seen.mounts.iter().filter(move |mount| places.contains(&mount.target.as_str()) && mount.size > 0).filter_map(
+        |mount| {
+            let percent = u64::try_from(u128::from(mount.used) * 100 / u128::from(mount.size)).unwrap_or(u64::MAX);
+            let health = match percent {
+                ..NEARLY_FULL => return None,
+                NEARLY_FULL..FULL => Health::Warning,
+                FULL.. => Health::Critical,
+            };
+            let what =
+                if mount.target == UPPER_MOUNT { "delete what is not needed on /" } else { "it holds jobs and events" };
+            Some(Finding { health, message: format!("{} is {percent} % full; {what}", mount.target) })
+        },
+    )
+}
+
 /// Everything that is not as it should be; empty on a healthy device.
 ///
 /// `last` is the newest job, or why the device's memory cannot be read: a job that failed is a finding until another was
@@ -60,6 +85,7 @@ pub fn findings(seen: &Observed, last: Result<Option<&Job>, &str>) -> Vec<Findin
         .map(|layer| critical(format!("{} ({}): {}", layer.name, layer.kind, layer.detail)))
         .collect();
     findings.extend(seen.degraded().into_iter().map(critical));
+    findings.extend(space(seen));
     if seen.report.as_ref().is_some_and(|report| report.provider == Some(Provider::DemoKey)) {
         findings.push(warning("demo key in use: whoever has the image can open this device's overlay".into()));
     }
@@ -81,4 +107,30 @@ pub fn findings(seen: &Observed, last: Result<Option<&Job>, &str>) -> Vec<Findin
 /// The worst of the findings.
 pub fn verdict(findings: &[Finding]) -> Health {
     findings.iter().map(|finding| finding.health).max().unwrap_or(Health::Ok)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stack::SeenMount;
+
+    #[test]
+    fn room_is_told_before_it_is_gone() {
+        let told = |target: &str, used: u64| {
+            let mount = SeenMount {
+                target: target.into(),
+                source: String::new(),
+                fs_type: "xfs".into(),
+                read_only: false,
+                size: 1000,
+                used,
+            };
+            let seen = Observed { mounts: vec![mount], ..Observed::default() };
+            space(&seen).map(|finding| finding.health).collect::<Vec<_>>()
+        };
+        assert_eq!(told(UPPER_MOUNT, 899), []);
+        assert_eq!(told(UPPER_MOUNT, 900), [Health::Warning]);
+        assert_eq!(told("/var/lib/nemos", 980), [Health::Critical]);
+        assert_eq!(told("/home", 1000), [], "that is the users' own");
+    }
 }

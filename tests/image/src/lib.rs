@@ -20,6 +20,7 @@ mod disk;
 mod image;
 mod partitions;
 mod program;
+mod squashfs;
 
 pub use device::Device;
 pub use disk::Disk;

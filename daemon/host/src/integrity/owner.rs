@@ -142,7 +142,8 @@ pub fn package_of(lists: &Path, file: &str) -> io::Result<Option<String>> {
         if path.extension().is_none_or(|extension| extension != "list") {
             continue;
         }
-        let list = fs::read_to_string(&path)?;
+        // A list that is damaged itself tells nothing; the others do.
+        let Ok(list) = fs::read_to_string(&path) else { continue };
         if list.lines().any(|line| names.contains(&line)) {
             let name = path.file_stem().unwrap_or_default().to_string_lossy();
             return Ok(Some(name.split(':').next().unwrap_or_default().to_owned()));

@@ -7,6 +7,7 @@ mod certificate;
 mod daemon;
 mod damage;
 mod factory;
+mod integrity;
 mod kernel_log;
 mod power;
 mod provision;
@@ -70,6 +71,10 @@ fn main() -> ExitCode {
         damage::a_root_with_a_damaged_superblock_is_refused,
         damage::a_root_with_a_damaged_hash_tree_is_refused,
         damage::a_root_with_damaged_files_is_refused,
+        integrity::a_healthy_device_is_scrubbed_in_silence,
+        integrity::a_damaged_file_of_the_root_is_signalled_named_and_remembered,
+        integrity::a_damaged_hash_tree_and_what_it_vouches_for_are_found_by_a_scrub,
+        integrity::damage_of_the_overlay_is_found_by_a_scrub_and_gone_after_a_reset,
         run::a_command_gets_its_output_and_status_through_and_a_snapshot_leaves_the_disk_as_it_was,
         run::a_command_that_reboots_the_machine_is_told,
         run::a_tpm_stays_with_its_disk_and_a_snapshot_forgets_what_was_done_to_it,

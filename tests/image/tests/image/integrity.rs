@@ -1,0 +1,108 @@
+//! Damage that is found, named, kept and acted on.
+
+use nemos_model::partitions::Partition;
+use nemos_tests::{Case, Device, Disk, Failed};
+use serde_json::Value;
+
+/// A file of the root that no boot reads, and its package.
+const FILE: &str = "/usr/sbin/xfs_db";
+const PACKAGE: &str = "xfsprogs";
+/// How long nemosd may take to look a file up, in tenths of a second.
+const LOOKED_UP: u32 = 600;
+
+pub fn a_healthy_device_is_scrubbed_in_silence() -> Case {
+    let mut device = Device::running()?;
+    let scrubbed = device.tells("nemosctl integrity scrub --json")?;
+    for (volume, name) in scrubbed.as_array().into_iter().flatten().zip(["verityRoot", "luks"]) {
+        assert_eq!((&volume["name"], &volume["scrub"]["state"]), (&name.into(), &"done".into()), "{scrubbed}");
+        assert_eq!(volume["scrub"]["damaged"], 0, "{scrubbed}");
+    }
+    let integrity = device.tells("nemosctl integrity --json")?;
+    assert_eq!(integrity["state"], "ok", "{integrity}");
+    assert_eq!(device.says("nemosctl integrity events")?, "no events");
+    Ok(())
+}
+
+pub fn a_damaged_file_of_the_root_is_signalled_named_and_remembered() -> Case {
+    let mut disk = Disk::fresh()?;
+    let block = disk.block_of(Partition::Readonly, FILE)?;
+    disk.corrupt(Partition::Readonly, block, 1)?;
+    let mut device = disk.boots()?;
+    assert_eq!(device.says("nemosctl integrity events")?, "no events");
+
+    let listens = "busctl monitor --match \"interface='org.nemos.Device1.Integrity'\" > /run/heard 2>&1 &";
+    device.says(&format!("{listens} timeout 60 sh -c 'until grep -q Monitoring /run/heard; do sleep 0.1; done'"))?;
+    let read = device.run(&format!("cat {FILE} > /dev/null"))?;
+    assert_ne!(read.status, 0, "damage was read as if it were none");
+    device.says("timeout 60 sh -c 'until grep -q CorruptionDetected /run/heard; do sleep 0.1; done'")?;
+    let event = named_event(&mut device)?;
+    assert_eq!((&event["volume"], &event["area"]), (&"verityRoot".into(), &"data".into()), "{event}");
+    assert_eq!((&event["file"], &event["package"]), (&FILE.into(), &PACKAGE.into()), "{event}");
+    assert_eq!(event["found_by"], "read", "{event}");
+    assert_eq!(device.run("nemosctl health")?.status, 2);
+
+    device.reboots()?;
+    let kept = named_event(&mut device)?;
+    assert_eq!(kept["id"], event["id"], "one block is one event");
+    assert_eq!(device.run("nemosctl health")?.status, 2, "nobody has acknowledged it");
+    device.says("nemosctl integrity acknowledge --all")?;
+    let health = device.run("nemosctl health")?;
+    assert_ne!(health.status, 2, "{health:?}");
+
+    let scrubbed = device.run("nemosctl integrity scrub verityRoot")?;
+    assert_ne!(scrubbed.status, 0, "{scrubbed:?}");
+    assert!(scrubbed.stdout.contains(", 1 block damaged"), "{scrubbed:?}");
+    assert_eq!(device.run("nemosctl health")?.status, 2, "it was seen again");
+    Ok(())
+}
+
+pub fn a_damaged_hash_tree_and_what_it_vouches_for_are_found_by_a_scrub() -> Case {
+    let mut disk = Disk::fresh()?;
+    let (block, blocks) = (disk.block_of(Partition::Readonly, FILE)?, disk.blocks_of_squashfs(Partition::Readonly)?);
+    // Behind the superblock and the top of the tree, one block of it for 128 of data.
+    let tree = 4096 * (blocks + blocks.div_ceil(128).div_ceil(128) + 1 + block / 4096 / 128);
+    disk.corrupt(Partition::Readonly, tree + block / 4096 % 128 * 32, 1)?;
+    let mut device = disk.boots()?;
+    let scrubbed = device.run("nemosctl integrity scrub verityRoot")?;
+    assert_ne!(scrubbed.status, 0, "{scrubbed:?}");
+    let events = device.tells("nemosctl integrity events --json")?;
+    let found = events
+        .as_array()
+        .is_some_and(|events| events.iter().any(|event| event["area"] == "hash-tree" && event["start"] == tree));
+    assert!(found, "{events}");
+    Ok(())
+}
+
+pub fn damage_of_the_overlay_is_found_by_a_scrub_and_gone_after_a_reset() -> Case {
+    let mut device = Device::running()?;
+    let big = "/var/lib/big";
+    device.says(&format!("dd if=/dev/zero of={big} bs=1M count=300 conv=fsync status=none"))?;
+    let mut disk = device.powers_off()?;
+    // A file that has most of the volume has the middle of it.
+    disk.corrupt(Partition::Root, 256 << 20, 512)?;
+    let mut device = disk.boots()?;
+    let scrubbed = device.run("nemosctl integrity scrub luks")?;
+    assert_ne!(scrubbed.status, 0, "{scrubbed:?}");
+    let has_name = format!("nemosctl integrity events --json | grep -q '\"file\": \"{big}\"'");
+    device.says(&format!("timeout 60 sh -c 'until {}; do sleep 0.1; done'", has_name.replace('\'', "'\\''")))?;
+    let events = device.tells("nemosctl integrity events --json")?;
+    let events: Vec<&Value> = events.as_array().into_iter().flatten().collect();
+    assert!(events.iter().all(|event| event["volume"] == "luks" && event["found_by"] == "scrub"), "{events:?}");
+    let hidden = device.says("runuser -u nobody -- nemosctl integrity events --json")?;
+    assert!(!hidden.contains(big), "everybody sees names of files: {hidden}");
+
+    device.reboots_by(crate::factory::RESET)?;
+    let integrity = device.tells("nemosctl integrity --json")?;
+    assert_eq!(integrity["state"], "ok", "the volume is another: {integrity}");
+    assert_ne!(device.says("nemosctl integrity events")?, "no events", "the old one's damage is history");
+    Ok(())
+}
+
+/// The first event, once it is known of which file.
+fn named_event(device: &mut Device) -> Result<Value, Failed> {
+    let is_named = "nemosctl integrity events --json | grep -q \"\\\"file\\\": \\\"/\"";
+    device
+        .says(&format!("n=0; until {is_named}; do n=$((n + 1)); test $n -lt {LOOKED_UP} || exit 1; sleep 0.1; done"))?;
+    let events = device.tells("nemosctl integrity events --json")?;
+    Ok(events[0].clone())
+}
