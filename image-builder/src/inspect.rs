@@ -11,6 +11,8 @@ use uuid::Uuid;
 use crate::build::mib;
 use crate::image::squashfs::{self, Superblock};
 use crate::image::{Found, Image, ImageError, verity};
+use crate::layout::SECTOR;
+use crate::mbr;
 
 /// Show what is on a disk image
 #[derive(Debug, Clone, Args)]
@@ -32,6 +34,8 @@ pub struct Inventory {
     size: u64,
     disk_guid: Option<Uuid>,
     partitions: Vec<Row>,
+    /// The hybrid MBR's entries.
+    mbr: Vec<MbrEntry>,
     kernel: Kernel,
     root: Root,
     packages: Vec<Package>,
@@ -46,6 +50,14 @@ struct Row {
     size: u64,
     /// What its first bytes show.
     content: &'static str,
+}
+
+#[derive(Debug, Serialize)]
+struct MbrEntry {
+    /// As everybody writes it: two hexadecimal digits.
+    kind: String,
+    start: u64,
+    size: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -97,6 +109,7 @@ impl Inventory {
                 .zip(image.partitions())
                 .map(|(number, found)| row(image, number, found))
                 .collect::<Result<_, _>>()?,
+            mbr: mbr::parse(&image.read(0)?).unwrap_or_default().into_iter().map(MbrEntry::from).collect(),
             kernel: Kernel {
                 version: uki.kernel.clone(),
                 root_hash: uki.word("roothash").map(str::to_owned),
@@ -105,6 +118,13 @@ impl Inventory {
             root: root(image)?,
             packages: packages(&image.root_file("var/lib/dpkg/status")?),
         })
+    }
+}
+
+impl From<mbr::Entry> for MbrEntry {
+    fn from(mbr::Entry { kind, start, sectors }: mbr::Entry) -> Self {
+        let bytes = |sectors| u64::from(sectors) * SECTOR;
+        MbrEntry { kind: format!("{kind:02X}"), start: bytes(start), size: bytes(sectors) }
     }
 }
 
@@ -173,8 +193,10 @@ impl fmt::Display for Inventory {
             let Row { number, label, guid, size, content, .. } = row;
             writeln!(f, "{number}  {label:<17} {:>10}  {content:<8}  {guid}", mib(*size))?;
         }
+        let shown = self.mbr.iter().map(|entry| entry.kind.as_str()).collect::<Vec<_>>();
+        writeln!(f, "\nhybrid MBR {}", if shown.is_empty() { "none".to_owned() } else { shown.join(" ") })?;
         let Root { compression, inodes, size, hash_tree_size, .. } = self.root;
-        writeln!(f, "\nroot       squashfs {compression}, {}, {inodes} inodes", mib(size))?;
+        writeln!(f, "root       squashfs {compression}, {}, {inodes} inodes", mib(size))?;
         writeln!(f, "hash tree  {}, salt {}", mib(hash_tree_size), known(&self.root.salt))?;
         writeln!(f, "root hash  {}", known(&self.kernel.root_hash))?;
         writeln!(f, "kernel     {}", known(&self.kernel.version))?;

@@ -6,6 +6,7 @@ pub mod build;
 pub mod image;
 pub mod inspect;
 pub mod layout;
+pub mod mbr;
 pub mod recipe;
 pub mod run;
 pub mod verify;

@@ -13,6 +13,7 @@ use crate::image::squashfs::{self, NotSquashfs};
 use crate::image::verity::{self, Corrupted, NotVerity};
 use crate::image::{Image, ImageError, Table};
 use crate::layout::{ALIGNMENT, SECTOR};
+use crate::mbr;
 
 /// Check a disk image, without booting it and without root
 ///
@@ -59,7 +60,7 @@ pub fn verify(args: &VerifyArgs, mut tell: impl FnMut(String)) -> Result<bool, I
     told("partition table", copy(&image.primary));
     told("backup partition table", copy(&image.backup).and_then(|fact| same(&image).map(|()| fact)));
     told("partitions", partitions(&image));
-    told("hybrid MBR", mbr(&image));
+    told("hybrid MBR", hybrid_mbr(&image));
     let root_hash = root_hash(&image);
     let expected = root_hash.as_ref().ok().copied();
     told("kernel image", root_hash.map(|hash| format!("asks for root hash {hash}")));
@@ -118,14 +119,14 @@ fn partitions(image: &Image) -> Result<String, Fault> {
     Ok("labels, types, order and alignment right".into())
 }
 
-fn mbr(image: &Image) -> Result<String, Fault> {
-    let sector = image.read::<512>(0)?;
-    let covers = sector[446 + 4] == 0xee && sector[446 + 8..446 + 12] == [1, 0, 0, 0];
-    if sector[510..] == [0x55, 0xaa] && covers {
-        Ok("covers the partition table".into())
-    } else {
-        Err(Fault::Table("it does not cover the partition table".into()))
+fn hybrid_mbr(image: &Image) -> Result<String, Fault> {
+    let found = mbr::parse(&image.read(0)?).ok_or_else(|| Fault::Table("there is none".into()))?;
+    let expected = mbr::hybrid(image.partitions().iter().map(|found| (found.start, found.start + found.size)));
+    if found != expected {
+        let told = |entries: &[mbr::Entry]| entries.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+        return Err(Fault::Table(format!("it is [{}], and should be [{}]", told(&found), told(&expected))));
     }
+    Ok(format!("covers the partition table, shows the first {} partitions", found.len() - 1))
 }
 
 fn root_hash(image: &Image) -> Result<RootHash, Fault> {

@@ -6,7 +6,8 @@ use gptman::{GPT, GPTPartitionEntry};
 use thiserror::Error;
 
 use super::ids::Ids;
-use crate::layout::{Extent, Layout, SECTOR};
+use crate::layout::{Layout, SECTOR};
+use crate::mbr;
 
 /// The table could not be written.
 #[derive(Debug, Error)]
@@ -18,14 +19,6 @@ pub enum TableError {
     #[error("the partition table: {0}")]
     Io(#[from] io::Error),
 }
-
-/// Partitions that the MBR shows as well, besides the entry that covers the GPT.
-const MIRRORED: usize = 3;
-
-/// MBR types: the cover of a GPT, an EFI system partition, Linux.
-const COVER: u8 = 0xee;
-const EFI: u8 = 0xef;
-const LINUX: u8 = 0x83;
 
 /// Writes both copies of the GPT and the MBR to a disk that has its full size already.
 pub fn write(disk: &mut (impl io::Read + Write + Seek), layout: &Layout, ids: &Ids) -> Result<(), TableError> {
@@ -42,43 +35,9 @@ pub fn write(disk: &mut (impl io::Read + Write + Seek), layout: &Layout, ids: &I
     }
     gpt.write_into(disk)?;
     disk.seek(SeekFrom::Start(0))?;
-    disk.write_all(&hybrid_mbr(&layout.extents))?;
+    let shown = layout.extents.iter().map(|extent| (extent.start, extent.start + extent.size));
+    disk.write_all(&mbr::encode(&mbr::hybrid(shown)))?;
     Ok(())
-}
-
-/// The first sector. sgdisk's own rule: the cover first, so that who looks for a GPT finds it.
-fn hybrid_mbr(extents: &[Extent]) -> [u8; 512] {
-    let mut mbr = [0; 512];
-    let shown = &extents[..MIRRORED.min(extents.len())];
-    let first = shown.first().map_or(u64::MAX, Extent::first_sector);
-    let mut entries = vec![entry(COVER, 1, first - 1)];
-    for (at, extent) in shown.iter().enumerate() {
-        entries.push(entry(if at == 0 { EFI } else { LINUX }, extent.first_sector(), extent.size / SECTOR));
-    }
-    mbr[446..446 + 16 * entries.len()].copy_from_slice(&entries.concat());
-    mbr[510..].copy_from_slice(&[0x55, 0xaa]);
-    mbr
-}
-
-fn entry(kind: u8, start: u64, sectors: u64) -> [u8; 16] {
-    let clamped = |value| u32::try_from(value).unwrap_or(u32::MAX).to_le_bytes();
-    let mut entry = [0; 16];
-    entry[1..4].copy_from_slice(&cylinder_head_sector(start));
-    entry[4] = kind;
-    entry[5..8].copy_from_slice(&cylinder_head_sector(start + sectors - 1));
-    entry[8..12].copy_from_slice(&clamped(start));
-    entry[12..].copy_from_slice(&clamped(sectors));
-    entry
-}
-
-/// The address in the geometry that everybody pretends: 255 heads, 63 sectors. What lies beyond cylinder 1023 has none.
-fn cylinder_head_sector(lba: u64) -> [u8; 3] {
-    let (cylinder, rest) = (lba / (255 * 63), lba % (255 * 63));
-    if cylinder > 1023 {
-        return [0xfe, 0xff, 0xff];
-    }
-    let low = |value: u64| value.to_le_bytes()[0];
-    [low(rest / 63), low(rest % 63 + 1) | low(cylinder >> 8) << 6, low(cylinder)]
 }
 
 #[cfg(test)]
