@@ -7,7 +7,7 @@ compile_packages=(gcc git libc6-dev libblkid-dev libclang-dev libcryptsetup-dev 
 image_packages=(cryptsetup-bin debian-archive-keyring dosfstools e2fsprogs mmdebstrap mtools ovmf python3
                 python3-pefile qemu-system-x86 qemu-utils squashfs-tools swtpm uidmap zstd)
 # What the tests run besides.
-test_packages=(dbus dmsetup fdisk gdisk kmod mount shellcheck tpm2-tools user-mode-linux xfsprogs)
+test_packages=(dbus dmsetup fdisk gdisk kmod mount openssl shellcheck tpm2-tools user-mode-linux xfsprogs)
 
 # Debian 13's kernel crashes under older ones, when there is no KVM.
 qemu_least=1:10.0
@@ -173,4 +173,21 @@ build_image() (
     install --mode 644 "$packages"/nemos_*.deb "$folder/nemos.deb"
     SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)} \
         as_builder bin/nemos-image build --package nemos.deb --output out --cache cache "$@"
+)
+
+# Builds the image that build_image left the package of again: signed with keys for development, and with the root hash
+# signed by a key that is none of those. `keys` and `other` are two sets, `mixed` has the root key of the other one.
+build_signed_images() (
+    set -o errexit
+    package_date=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
+    as_builder rm --recursive --force signed
+    as_builder mkdir signed
+    as_builder bin/nemos-image keys --output signed/keys
+    as_builder bin/nemos-image keys --output signed/other
+    as_builder cp --recursive signed/keys signed/mixed
+    as_builder cp signed/other/root.crt signed/other/root.key signed/mixed
+    for image in image:keys another-root-key:mixed; do
+        SOURCE_DATE_EPOCH=$package_date as_builder bin/nemos-image build --package nemos.deb --cache cache \
+            --output "signed/${image%:*}" --keys "signed/${image#*:}"
+    done
 )

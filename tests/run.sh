@@ -40,7 +40,8 @@ part() {
 # One machine at a time: each has two processors of its own, and what it waits for has a limit.
 image_tests() {
     cargo build --locked --package nemos-image --package nemosctl &&
-        NEMOS_IMAGE=$(builder_folder)/out/nemos-default.raw cargo test --locked --package nemos-tests -- --test-threads=1
+        NEMOS_IMAGE=$(builder_folder)/out/nemos-default.raw NEMOS_SIGNED=$(builder_folder)/signed \
+            cargo test --locked --package nemos-tests -- --test-threads=1
 }
 
 part 'format' cargo fmt --all --check
@@ -48,7 +49,7 @@ part 'lints' cargo clippy --locked --workspace --all-targets -- --deny warnings
 part 'scripts' shellcheck --external-sources image-builder/*.sh tests/run.sh
 part 'rules and devices' cargo test --locked --workspace --exclude nemos-tests --no-fail-fast
 # An image that could not be built is one failure; its tests are not run.
-part 'image' build_image --debug && part 'whole devices' image_tests
+part 'image' build_image --debug && part 'signed images' build_signed_images && part 'whole devices' image_tests
 
 printf '\n%s\n' '== how long it took'
 printf '%s\n' "${table[@]}"

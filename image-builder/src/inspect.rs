@@ -1,6 +1,6 @@
 //! `nemos-image inspect`: what is on a disk.
 
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -9,8 +9,9 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use crate::build::mib;
+use crate::image::metadata::{self, Metadata};
 use crate::image::squashfs::{self, Superblock};
-use crate::image::{Found, Image, ImageError, verity};
+use crate::image::{Found, Image, ImageError, pcr, verity};
 use crate::layout::SECTOR;
 use crate::mbr;
 
@@ -65,10 +66,18 @@ struct Kernel {
     version: Option<String>,
     command_line: String,
     root_hash: Option<String>,
+    /// Whose certificate the firmware has to trust.
+    signed_by: Option<String>,
+    root_hash_signed: bool,
+    pcr_signed: bool,
+    /// What a TPM has in PCR 11 when the initrd begins.
+    pcr_11: String,
 }
 
 #[derive(Debug, Serialize)]
 struct Root {
+    /// What its last block says, as Kiwi's tools read it.
+    metadata: Option<String>,
     compression: &'static str,
     inodes: u32,
     size: u64,
@@ -113,6 +122,10 @@ impl Inventory {
             kernel: Kernel {
                 version: uki.kernel.clone(),
                 root_hash: uki.word("roothash").map(str::to_owned),
+                signed_by: uki.signed().ok().map(|signed| signed.certificate.tbs_certificate().subject().to_string()),
+                root_hash_signed: uki.root_signature()?.is_some(),
+                pcr_signed: uki.pcr_signatures.is_some(),
+                pcr_11: pcr::expected(&uki.measured()?, "").hex(),
                 command_line: uki.command_line,
             },
             root: root(image)?,
@@ -137,24 +150,28 @@ fn root(image: &Image) -> Result<Root, ImageError> {
     let found = image.require(Partition::Readonly)?;
     let superblock = image.read::<{ squashfs::SUPERBLOCK }>(found.start)?;
     let Ok(superblock) = Superblock::parse(&superblock) else {
-        return Ok(Root { compression: "none", inodes: 0, size: 0, hash_tree_size: 0, verity_uuid: None, salt: None });
+        let metadata = None;
+        return Ok(Root {
+            metadata,
+            compression: "none",
+            inodes: 0,
+            size: 0,
+            hash_tree_size: 0,
+            verity_uuid: None,
+            salt: None,
+        });
     };
     let hashes = found.start + superblock.bytes_used.next_multiple_of(verity::BLOCK);
     let tree = verity::Superblock::parse(&image.read(hashes)?).ok();
+    let end: [u8; metadata::BLOCK] = image.read(found.start + found.size - metadata::BLOCK as u64)?;
     Ok(Root {
+        metadata: Metadata::parse(&end).ok().map(|(metadata, ..)| metadata.to_string()),
         compression: superblock.compression_name(),
         inodes: superblock.inodes,
         size: superblock.bytes_used,
         hash_tree_size: tree.as_ref().map_or(0, verity::Superblock::size),
         verity_uuid: tree.as_ref().map(|tree| tree.uuid),
-        salt: tree.map(|tree| hex(&tree.salt)),
-    })
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
+        salt: tree.map(|tree| tree.salt_hex()),
     })
 }
 
@@ -199,8 +216,13 @@ impl fmt::Display for Inventory {
         writeln!(f, "root       squashfs {compression}, {}, {inodes} inodes", mib(size))?;
         writeln!(f, "hash tree  {}, salt {}", mib(hash_tree_size), known(&self.root.salt))?;
         writeln!(f, "root hash  {}", known(&self.kernel.root_hash))?;
+        writeln!(f, "metadata   {}", self.root.metadata.as_deref().unwrap_or("none"))?;
         writeln!(f, "kernel     {}", known(&self.kernel.version))?;
-        writeln!(f, "           {}\n", self.kernel.command_line)?;
+        writeln!(f, "           {}", self.kernel.command_line)?;
+        let signed = |signed| if signed { "signed" } else { "not signed" };
+        writeln!(f, "signed by  {}", self.kernel.signed_by.as_deref().unwrap_or("nobody"))?;
+        writeln!(f, "           root hash {}", signed(self.kernel.root_hash_signed))?;
+        writeln!(f, "PCR 11     {}, {}\n", self.kernel.pcr_11, signed(self.kernel.pcr_signed))?;
         writeln!(f, "{} packages", self.packages.len())?;
         for Package { name, version } in &self.packages {
             writeln!(f, "  {name:<32} {version}")?;

@@ -5,6 +5,7 @@
 pub mod build;
 pub mod image;
 pub mod inspect;
+pub mod keys;
 pub mod layout;
 pub mod mbr;
 pub mod recipe;

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use nemos_image::build::{BuildArgs, BuildError, PackageArgs, build, build_package};
 use nemos_image::inspect::{InspectArgs, inspect};
+use nemos_image::keys::{KeysArgs, generate};
 use nemos_image::recipe::RecipeError;
 use nemos_image::run::{RunArgs, run};
 use nemos_image::verify::{VerifyArgs, verify};
@@ -24,6 +25,7 @@ struct Cli {
 enum Command {
     Build(BuildArgs),
     Package(PackageArgs),
+    Keys(KeysArgs),
     Run(RunArgs),
     Inspect(InspectArgs),
     Verify(VerifyArgs),
@@ -48,6 +50,11 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Build(args) => build(&args).map(|_| ExitCode::SUCCESS).map_err(Into::into),
         Command::Package(args) => build_package(&args).map(|_| ExitCode::SUCCESS).map_err(Into::into),
+        Command::Keys(args) => {
+            let folder = generate(&args)?;
+            eprintln!("{}: keys for development only; see its README", folder.display());
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Run(args) => Ok(run(args)?),
         Command::Inspect(args) => {
             // A reader that has seen enough is no failure.

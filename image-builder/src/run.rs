@@ -33,6 +33,10 @@ pub struct RunArgs {
     #[arg(long)]
     pub tpm: bool,
 
+    /// Boot only what is signed with the keys whose certificates are in DIR, as `nemos-image keys` makes them
+    #[arg(long, value_name = "DIR")]
+    pub secure_boot: Option<PathBuf>,
+
     /// Memory of the machine
     #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(64..))]
     pub memory: u32,
@@ -53,17 +57,28 @@ pub struct RunArgs {
 
 /// Why a disk was not run, or its command not to its end.
 #[derive(Debug, Error)]
-#[error(transparent)]
-pub struct RunError(#[from] VmError);
+pub enum RunError {
+    /// The machine.
+    #[error(transparent)]
+    Machine(#[from] VmError),
+    /// The firmware's variables have no place.
+    #[error("cannot make a folder for the firmware's variables: {0}")]
+    Variables(io::Error),
+}
 
 /// Boots the disk, and returns when the machine is off.
 pub fn run(args: RunArgs) -> Result<ExitCode, RunError> {
-    let RunArgs { disk, snapshot, append, tpm, memory, cpus, timeout, command } = args;
+    let RunArgs { disk, snapshot, append, tpm, secure_boot, memory, cpus, timeout, command } = args;
     let tpm = tpm.then(|| tpm_of(&disk));
     let disk = Disk::open(&disk).and_then(|disk| if snapshot { Ok(disk) } else { disk.writable() });
     let disk = disk.map_err(VmError::from)?;
     let limit = Duration::from_secs(timeout);
     let config = Config { snapshot, tpm, memory, cpus, append, limit, ..Config::new(disk) };
+    let variables = tempfile::tempdir().map_err(RunError::Variables)?;
+    let config = match secure_boot {
+        Some(keys) => config.secure_boot(&keys, variables.path().join("variables"))?,
+        None => config,
+    };
     if command.is_empty() {
         attach(&config)?;
         return Ok(ExitCode::SUCCESS);

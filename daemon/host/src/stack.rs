@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use devicemapper::{DM, DevId, DmName, DmOptions};
+use devicemapper::{DM, DevId, DmFlags, DmName, DmOptions};
 use nemos_model::boot::REPORT_FILE;
-use nemos_model::integrity::VERITY_MAPPING;
+use nemos_model::integrity::{VERITY_MAPPING, is_signed};
 use nemos_model::overlay::{INTEGRITY_MAPPING, LUKS_MAPPING};
 use nemos_model::stack::{Observed, SeenMapping};
 use tracing::debug;
@@ -40,15 +40,19 @@ fn mappings() -> Vec<SeenMapping> {
     }
 }
 
-/// The status of a mapping; never its table, which for dm-crypt holds the key.
+/// The status of a mapping; never the table of dm-crypt, which holds the key.
 fn mapping(dm: &DM, name: &str) -> Option<SeenMapping> {
     let id = DevId::Name(DmName::new(name).ok()?);
     let (_, targets) = dm.table_status(&id, DmOptions::default()).ok()?;
     let [(_, sectors, target, status)] = targets.as_slice() else { return None };
+    let table = || dm.table_status(&id, DmOptions::default().set_flags(DmFlags::DM_STATUS_TABLE)).ok();
+    let signed = target == "verity"
+        && table().is_some_and(|(_, targets)| targets.iter().any(|(_, _, _, table)| is_signed(table)));
     Some(SeenMapping {
         name: name.to_owned(),
         target: target.clone(),
         status: status.clone(),
+        signed,
         device: format!("/dev/mapper/{name}"),
         size: sectors * 512,
     })

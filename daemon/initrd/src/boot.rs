@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use nemos_host::boot::{ReportError, write_report};
-use nemos_host::integrity::{RootError, open_root, read_through};
+use nemos_host::integrity::{RootError, open_root, read_through, root_signature};
 use nemos_host::mounts::{Mount, MountError, unmount};
 use nemos_host::partitions::{Disk, DiskError};
 use nemos_host::state::Store;
@@ -62,7 +62,7 @@ pub fn boot() -> Result<(), Refused> {
     info!("booting from {}", disk.device.display());
 
     let readonly = disk.partition(Partition::Readonly, APPEAR)?;
-    let root = open_root(&readonly, root_hash)?;
+    let root = open_root(&readonly, root_hash, root_signature()?.as_deref())?;
     let lower = Path::new(LOWER_MOUNT);
     Mount::new("squashfs", &root.to_string_lossy()).read_only().on(lower)?;
     // What takes over next is read now, while this program can still say what is wrong with it.

@@ -79,6 +79,8 @@ pub struct SeenMapping {
     pub target: String,
     /// Status parameters of the target.
     pub status: String,
+    /// For `verity`: whether the kernel checked a signature over the root hash.
+    pub signed: bool,
     /// Its device node.
     pub device: String,
     /// Its size in bytes.
@@ -194,9 +196,11 @@ impl Observed {
 
     fn verity(&self) -> Layer {
         let mut layer = self.mapping(VERITY_MAPPING, "verity", Partition::Readonly.label());
-        let status = self.mappings.iter().find(|mapping| mapping.name == VERITY_MAPPING);
-        let status = status.map(|mapping| VerityStatus::parse(&mapping.status));
+        let mapping = self.mappings.iter().find(|mapping| mapping.name == VERITY_MAPPING);
+        let signed = mapping.is_some_and(|mapping| mapping.signed);
+        let status = mapping.map(|mapping| VerityStatus::parse(&mapping.status));
         (layer.state, layer.detail) = match status {
+            Some(Some(VerityStatus::Verified)) if signed => (LayerState::Ok, "verified (with signature)".to_owned()),
             Some(Some(VerityStatus::Verified)) => (LayerState::Ok, "verified".to_owned()),
             Some(Some(VerityStatus::Corrupted)) => (LayerState::Failed, "corrupted".to_owned()),
             Some(None) | None => (LayerState::Failed, layer.detail),
@@ -278,6 +282,7 @@ mod tests {
             name: name.into(),
             target: target.into(),
             status: status.into(),
+            signed: false,
             device: format!("/dev/mapper/{name}"),
             size: 100,
         }
@@ -310,6 +315,17 @@ mod tests {
     fn failed(seen: &Observed) -> Vec<String> {
         let failed = layers(seen).into_iter().filter(|layer| layer.state == LayerState::Failed);
         failed.map(|layer| layer.name).collect()
+    }
+
+    #[test]
+    fn a_signature_that_the_kernel_checked_is_told() {
+        let mut seen = healthy();
+        let verity = |seen: &Observed| seen.verity().detail;
+        assert_eq!(verity(&seen), "verified");
+        seen.mappings[0].signed = true;
+        assert_eq!(verity(&seen), "verified (with signature)");
+        seen.mappings[0].status = "C".to_owned();
+        assert_eq!(verity(&seen), "corrupted");
     }
 
     #[test]

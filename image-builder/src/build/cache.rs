@@ -33,6 +33,11 @@ impl Digest {
         Digest(hash.finalize().into())
     }
 
+    /// The digest of these bytes alone, as `sha256sum` prints it.
+    pub fn of_bytes(bytes: &[u8]) -> Self {
+        Digest(Sha256::digest(bytes).into())
+    }
+
     /// The digest of a file's content, as `sha256sum` prints it.
     pub fn of_file(path: &Path) -> io::Result<Self> {
         let mut file = File::open(path)?;

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use nemos_model::partitions::Partition;
@@ -16,11 +16,12 @@ use crate::layout::Layout;
 /// What is compared with zero before it is written.
 const CHUNK: usize = 64 << 10;
 
-/// Writes the whole disk under a temporary name.
+/// Writes the whole disk under a temporary name: what each partition begins with, and what one ends with.
 pub fn write(
     context: &Context,
     layout: &Layout,
     contents: &[(Partition, PathBuf)],
+    (ends, end): (Partition, &[u8]),
     ids: &Ids,
 ) -> Result<PathBuf, BuildError> {
     let path = context.scratch.join(format!("nemos-{}.raw", context.profile));
@@ -33,6 +34,8 @@ pub fn write(
         let copied = File::open(file).and_then(|content| copy_sparse(content, &mut disk, extent.start));
         copied.map_err(&failed)?;
     }
+    let extent = layout.extent(ends);
+    disk.write_all_at(end, extent.start + extent.size - end.len() as u64).map_err(&failed)?;
     disk.sync_all().map_err(&failed)?;
     Ok(path)
 }

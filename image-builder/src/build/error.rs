@@ -11,6 +11,9 @@ use super::host::HostError;
 use super::mirror::MirrorError;
 use super::table::TableError;
 use super::tool::ToolError;
+use crate::image::authenticode::NotPe;
+use crate::image::uki::NotUki;
+use crate::keys::KeyError;
 use crate::recipe::RecipeError;
 
 /// Why there is no image.
@@ -39,6 +42,18 @@ pub enum BuildError {
     /// The partition table.
     #[error(transparent)]
     Table(#[from] TableError),
+    /// The keys.
+    #[error(transparent)]
+    Keys(#[from] KeyError),
+    /// What ukify made.
+    #[error("ukify made no unified kernel image: {0}")]
+    Uki(#[from] NotUki),
+    /// What ukify made cannot be signed.
+    #[error("ukify made what cannot be signed: {0}")]
+    Pe(#[from] NotPe),
+    /// Too long for its block.
+    #[error("the metadata behind the root does not fit into its block; sign with a shorter key")]
+    Metadata,
     /// A program.
     #[error(transparent)]
     Tool(#[from] ToolError),

@@ -60,9 +60,14 @@ fn write_program(context: &Context, deb: &Path, to: &Path) -> Result<(), BuildEr
     let mut files = package::files(deb, |path| path == package::INITRD_PROGRAM)?;
     let program = files.pop().ok_or_else(|| BuildError::NotOurPackage(deb.to_owned()))?;
     let plain = context.scratch.join("program.cpio");
-    let written = File::create(&plain).and_then(|archive| write_cpio(&program, context.epoch, archive));
-    written.map_err(BuildError::io("writing", &plain))?;
+    archive(context, &program, &plain)?;
     compress(&plain, to)
+}
+
+/// An archive of its own with one file, for the end of an initrd.
+pub fn archive(context: &Context, file: &Packed, to: &Path) -> Result<(), BuildError> {
+    let written = File::create(to).and_then(|archive| write_cpio(file, context.epoch, archive));
+    written.map_err(BuildError::io("writing", to))
 }
 
 /// An archive with the folders above the file and the file.

@@ -33,7 +33,8 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use nemos_model::partitions::Partition;
 
-use self::cache::{Cache, Digest};
+use self::cache::Cache;
+pub use self::cache::Digest;
 use self::distribution::Distribution;
 pub use self::error::BuildError;
 use self::ids::Ids;
@@ -45,6 +46,8 @@ pub(crate) use self::progress::mib;
 use self::root::Root;
 pub use self::tool::{Tool, ToolError};
 pub use self::uki::REMOVABLE_PATH;
+use crate::image::metadata;
+use crate::keys::Keys;
 use crate::layout::Layout;
 use crate::recipe::Recipe;
 
@@ -53,8 +56,6 @@ const OUTPUT_MIB: u64 = 1024;
 const CACHE_MIB: u64 = 1024;
 /// Roots are unpacked where temporary files are.
 const TEMPORARY_MIB: u64 = 1024;
-/// Left free at the end of `p.lxreadonly`, for signed metadata as Kiwi writes it.
-const METADATA: u64 = 4096;
 
 /// Build a disk image
 ///
@@ -85,6 +86,17 @@ pub struct BuildArgs {
     #[arg(long, value_name = "DIR")]
     pub cache: Option<PathBuf>,
 
+    /// Sign the image for Secure Boot, the kernel and a TPM, with the keys in DIR, as `nemos-image keys` makes them
+    #[arg(long, value_name = "DIR")]
+    pub keys: Option<PathBuf>,
+
+    /// Have COMMAND sign, so that no private key need be here, only DIR's certificates
+    ///
+    /// A line of shell; it is given two more words, the name of the key (secure-boot, root, pcr) and the scheme
+    /// (rsa-pkcs1-sha256, rsa-pss-sha256), and the message on stdin. It prints the bare signature.
+    #[arg(long, value_name = "COMMAND", requires = "keys")]
+    pub sign_with: Option<String>,
+
     /// Show what the programs that are run say
     #[arg(long, short)]
     pub verbose: bool,
@@ -99,6 +111,8 @@ pub struct Context {
     /// Removed at the end, however it ends.
     scratch: PathBuf,
     cache: Cache,
+    /// None for an image that is not signed.
+    keys: Option<Keys>,
 }
 
 fn read(path: &Path) -> Result<String, BuildError> {
@@ -153,6 +167,7 @@ fn build_in(
 ) -> Result<PathBuf, BuildError> {
     let (_scratch, context) = progress.step("host", || {
         host::check(args.package.is_none())?;
+        let keys = args.keys.as_ref().map(|folder| Keys::open(folder, args.sign_with.as_deref())).transpose()?;
         let cache = cache_folder(args)?;
         host::check_folder(&args.output, OUTPUT_MIB, "--output")?;
         host::check_folder(&cache, CACHE_MIB, "--cache")?;
@@ -165,6 +180,7 @@ fn build_in(
             cache: Cache::open(absolute(&cache)?)?,
             recipe,
             profile,
+            keys,
         };
         Ok(((scratch, context), format!("has all that is needed; cache {}", cache.display())))
     })?;
@@ -214,7 +230,7 @@ fn make(args: &BuildArgs, context: &Context, recipe_text: &str, progress: &Progr
     })?;
     let disk = progress.step("disk", || {
         let preloaded = filesystems::preloaded(context)?;
-        let (root_size, preloaded_size) = (size_of(&root.file)? + METADATA, size_of(&preloaded)?);
+        let (root_size, preloaded_size) = (size_of(&root.file)? + metadata::BLOCK as u64, size_of(&preloaded)?);
         let layout = Layout::new(|partition| match partition {
             Partition::Readonly => root_size,
             Partition::OciPreloaded => preloaded_size,
@@ -228,7 +244,8 @@ fn make(args: &BuildArgs, context: &Context, recipe_text: &str, progress: &Progr
             (Partition::State, state),
             (Partition::Readonly, root.file.clone()),
         ];
-        let disk = disk::write(context, &layout, &contents, &ids)?;
+        let metadata = root.metadata(context.keys.as_ref())?;
+        let disk = disk::write(context, &layout, &contents, (Partition::Readonly, &metadata), &ids)?;
         let used = disk::allocated(&disk)?;
         Ok((disk, format!("{}, {} of it written", mib(layout.disk_size), mib(used))))
     })?;

@@ -14,6 +14,9 @@ use super::error::BuildError;
 use super::host::is_root;
 use super::ids::Ids;
 use super::tool::Tool;
+use crate::image::metadata::{self, Metadata};
+use crate::image::verity;
+use crate::keys::{Keys, Purpose, Scheme};
 
 /// A squashfs with its hash tree.
 #[derive(Debug)]
@@ -26,6 +29,8 @@ pub struct Root {
     pub os_release: String,
     /// Bytes of the file system, and of the tree behind it.
     pub sizes: (u64, u64),
+    /// In hexadecimal.
+    salt: String,
 }
 
 impl Root {
@@ -53,8 +58,27 @@ impl Root {
         let size = fs::metadata(&file).map_err(BuildError::io("reading", &file))?.len();
         let hash = append_hash_tree(context, &file, size, ids)?;
         let whole = fs::metadata(&file).map_err(BuildError::io("reading", &file))?.len();
-        Ok(Root { file, hash, os_release, sizes: (size, whole - size) })
+        Ok(Root { file, hash, os_release, sizes: (size, whole - size), salt: salt(ids) })
     }
+
+    /// The block at the end of its partition, signed if there are keys.
+    pub fn metadata(&self, keys: Option<&Keys>) -> Result<[u8; metadata::BLOCK], BuildError> {
+        let data_blocks = self.sizes.0.div_ceil(verity::BLOCK);
+        let metadata = Metadata {
+            file_system: "squashfs".to_owned(),
+            data_blocks,
+            hash_start: data_blocks,
+            root_hash: self.hash,
+            salt: self.salt.clone(),
+        };
+        let sign = |keys: &Keys| keys.sign(Purpose::Root, Scheme::Pss, &metadata.message());
+        let signature = keys.map(sign).transpose()?.unwrap_or_default();
+        metadata.block(&signature).ok_or(BuildError::Metadata)
+    }
+}
+
+fn salt(ids: &Ids) -> String {
+    ids.digest("verity salt").hex()
 }
 
 /// mksquashfs, as somebody that it takes for root: it ignores the archive's entry for the root folder itself, and gives that
@@ -73,7 +97,7 @@ fn append_hash_tree(context: &Context, file: &Path, size: u64, ids: &Ids) -> Res
         .args(["format", "--hash=sha256", "--data-block-size=4096", "--hash-block-size=4096"])
         .arg(format!("--data-blocks={}", offset / 4096))
         .arg(format!("--hash-offset={offset}"))
-        .arg(format!("--salt={}", ids.digest("verity salt").hex()))
+        .arg(format!("--salt={}", salt(ids)))
         .arg(format!("--uuid={}", ids.uuid("verity")))
         .arg(format!("--root-hash-file={}", hash_file.display()))
         .args([file, file])

@@ -156,6 +156,20 @@ impl Tool {
         Ok(output)
     }
 
+    /// Runs it with that on its stdin, and returns its stdout. It must read all of it before it writes much.
+    pub fn output_with_input(mut self, input: &[u8]) -> Result<Vec<u8>, ToolError> {
+        self.command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let program = self.program.clone();
+        let mut running = self.spawn()?;
+        // Who does not read it to the end fails, or has an answer anyhow.
+        let _ = running.child.stdin.take().map(|mut stdin| stdin.write_all(input));
+        let mut output = Vec::new();
+        let read = running.child.stdout.take().map_or(Ok(0), |mut stdout| stdout.read_to_end(&mut output));
+        running.wait()?;
+        read.map_err(|source| ToolError::Pipe { program, source })?;
+        Ok(output)
+    }
+
     /// Runs it with its stdout in a file.
     pub fn output_to(mut self, file: File) -> Result<(), ToolError> {
         self.command.stdout(file);

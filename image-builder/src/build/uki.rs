@@ -4,31 +4,35 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use nemos_model::integrity::RootHash;
+use nemos_model::integrity::{ROOT_SIGNATURE, RootHash};
 
 use super::Context;
 use super::distribution::Distribution;
 use super::error::BuildError;
 use super::host::PYTHON;
 use super::ids::Ids;
-use super::initrd::Initrd;
+use super::initrd::{self, Initrd};
+use super::package::Packed;
 use super::root::Root;
 use super::tool::Tool;
+use crate::image::uki::{REQUIRE_SIGNATURES, Uki};
+use crate::image::{authenticode, pcr};
+use crate::keys::{Keys, Purpose, pkcs7};
 
 /// Where firmware looks on a disk that it was told nothing about.
 pub const REMOVABLE_PATH: &str = "EFI/BOOT/BOOTX64.EFI";
 
-/// The command line: the root hash, and the recipe's words.
-fn command_line(root_hash: &RootHash, words: &[String]) -> String {
+/// The command line: the root hash, what a signed image asks of the kernel, and the recipe's words.
+fn command_line(root_hash: &RootHash, signed: bool, words: &[String]) -> String {
     let mut line = format!("roothash={root_hash}");
-    for word in words {
+    for word in signed.then_some(REQUIRE_SIGNATURES).into_iter().chain(words.iter().map(String::as_str)) {
         line.push(' ');
         line.push_str(word);
     }
     line
 }
 
-/// Puts it together.
+/// Puts it together, and signs it if there are keys.
 pub fn make(
     context: &Context,
     distribution: &Distribution,
@@ -36,8 +40,47 @@ pub fn make(
     root: &Root,
 ) -> Result<PathBuf, BuildError> {
     let uki = context.scratch.join("uki.efi");
+    let Some(keys) = &context.keys else {
+        ukify(context, distribution, initrd, root, &uki, &[])?;
+        return Ok(uki);
+    };
+    let signature = context.scratch.join("roothash.cpio");
+    initrd::archive(context, &root_signature(keys, root)?, &signature)?;
+    let public = context.scratch.join("pcr.pem");
+    super::write(&public, &keys.trusted(Purpose::Pcr).public_key_pem()?)?;
+    let signed = [format!("--initrd={}", signature.display()), format!("--pcrpkey={}", public.display())];
+    // Twice: what a TPM will measure is told from the first one, and the signature over that, in the second, is not measured.
+    ukify(context, distribution, initrd, root, &uki, &signed)?;
+    let made = fs::read(&uki).map_err(BuildError::io("reading", &uki))?;
+    let policy = context.scratch.join("pcrsig.json");
+    super::write(&policy, &pcr::sign(keys, &Uki::parse(made)?.measured()?)?)?;
+    let section = format!("--section=.pcrsig:@{}", policy.display());
+    ukify(context, distribution, initrd, root, &uki, &[signed.as_slice(), &[section]].concat())?;
+    let mut made = fs::read(&uki).map_err(BuildError::io("reading", &uki))?;
+    authenticode::pad(&mut made);
+    let signature = pkcs7::program(keys, authenticode::digest(&made)?)?;
+    authenticode::attach(&mut made, &signature)?;
+    fs::write(&uki, made).map_err(BuildError::io("writing", &uki))?;
+    Ok(uki)
+}
+
+/// The signature over the root hash, where nemos-initrd looks for it.
+fn root_signature(keys: &Keys, root: &Root) -> Result<Packed, BuildError> {
+    let content = pkcs7::detached(keys, root.hash.to_string().as_bytes())?;
+    Ok(Packed { path: ROOT_SIGNATURE.trim_start_matches('/').to_owned(), mode: 0o644, content })
+}
+
+fn ukify(
+    context: &Context,
+    distribution: &Distribution,
+    initrd: &Initrd,
+    root: &Root,
+    to: &Path,
+    more: &[String],
+) -> Result<(), BuildError> {
     let os_release = context.scratch.join("os-release");
     super::write(&os_release, &root.os_release)?;
+    let command_line = command_line(&root.hash, context.keys.is_some(), &context.recipe.kernel.command_line);
     Tool::new(PYTHON)
         .arg(&distribution.ukify)
         .arg("build")
@@ -46,13 +89,14 @@ pub fn make(
         .arg("--linux")
         .arg(&distribution.kernel)
         .args([&initrd.base, &initrd.program].map(|part| format!("--initrd={}", part.display())))
-        .arg(format!("--cmdline={}", command_line(&root.hash, &context.recipe.kernel.command_line)))
+        .args(more)
+        .arg(format!("--cmdline={command_line}"))
         .arg(format!("--os-release=@{}", os_release.display()))
         .arg(format!("--uname={}", distribution.kernel_version))
         .arg("--output")
-        .arg(&uki)
+        .arg(to)
         .run()?;
-    Ok(uki)
+    Ok(())
 }
 
 /// A FAT file system with the image in it.
@@ -83,7 +127,9 @@ mod tests {
     fn the_root_hash_comes_first_and_the_recipes_words_stay_in_their_order() {
         let root_hash: RootHash = "ab".repeat(32).parse().expect("a root hash");
         let words = ["console=tty0", "console=ttyS0"].map(str::to_owned);
-        let line = command_line(&root_hash, &words);
+        let line = command_line(&root_hash, false, &words);
         assert_eq!(line, format!("roothash={root_hash} console=tty0 console=ttyS0"));
+        let line = command_line(&root_hash, true, &words);
+        assert_eq!(line, format!("roothash={root_hash} dm_verity.require_signatures=1 console=tty0 console=ttyS0"));
     }
 }

@@ -1,5 +1,8 @@
 //! A disk image, read without mounting anything.
 
+pub mod authenticode;
+pub mod metadata;
+pub mod pcr;
 pub mod squashfs;
 pub mod uki;
 pub mod verity;
@@ -187,7 +190,7 @@ impl Image {
             source,
             advice: "is the package mtools installed?",
         })?;
-        Ok(Uki::parse(&bytes)?)
+        Ok(Uki::parse(bytes)?)
     }
 
     /// A file of the read-only root.

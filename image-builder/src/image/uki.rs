@@ -1,18 +1,35 @@
 //! The sections of a unified kernel image.
 
+use std::fmt;
+use std::io::Read;
+
+use nemos_model::integrity::ROOT_SIGNATURE;
 use object::read::pe::PeFile64;
 use object::{Object, ObjectSection};
 use thiserror::Error;
 
-/// What a unified kernel image says about itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
+use super::authenticode::{self, NotPe};
+use super::pcr;
+use crate::keys::pkcs7::{BadSignature, SignedProgram};
+
+/// Has the kernel refuse a root hash without a signature that it trusts.
+pub const REQUIRE_SIGNATURES: &str = "dm_verity.require_signatures=1";
+
+/// More than the archive with the signature takes.
+const TAIL: usize = 64 << 10;
+
+/// A unified kernel image.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Uki {
+    bytes: Vec<u8>,
     /// Its command line.
     pub command_line: String,
     /// The os-release of what it boots.
     pub os_release: String,
     /// Version of its kernel.
     pub kernel: Option<String>,
+    /// Signatures for a TPM.
+    pub pcr_signatures: Option<String>,
 }
 
 /// Bytes that are not a unified kernel image.
@@ -26,19 +43,59 @@ pub enum NotUki {
     Section(&'static str),
 }
 
+/// Why firmware will not believe a signature.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum Unsigned {
+    /// There is none.
+    #[error("it is not signed")]
+    None,
+    /// It cannot be read.
+    #[error(transparent)]
+    Pe(#[from] NotPe),
+    /// The signature itself.
+    #[error("its signature: {0}")]
+    Signature(#[from] BadSignature),
+    /// It was changed since.
+    #[error("it was changed after it was signed")]
+    Changed,
+}
+
 impl Uki {
     /// Reads the sections.
-    pub fn parse(bytes: &[u8]) -> Result<Self, NotUki> {
-        let file = PeFile64::parse(bytes)?;
+    pub fn parse(bytes: Vec<u8>) -> Result<Self, NotUki> {
+        let file = PeFile64::parse(bytes.as_slice())?;
         let section = |name: &'static str| -> Result<String, NotUki> {
-            let section = file.section_by_name(name).ok_or(NotUki::Section(name))?;
-            let data = section.data()?;
-            // Padded to the file's alignment, beyond its own size.
-            let size = usize::try_from(section.size()).unwrap_or(usize::MAX);
-            let text = String::from_utf8_lossy(&data[..data.len().min(size)]);
+            let text = String::from_utf8_lossy(content(&file, name)?.ok_or(NotUki::Section(name))?);
             Ok(text.trim_end_matches('\0').trim().to_owned())
         };
-        Ok(Uki { command_line: section(".cmdline")?, os_release: section(".osrel")?, kernel: section(".uname").ok() })
+        let (command_line, os_release) = (section(".cmdline")?, section(".osrel")?);
+        let (kernel, pcr_signatures) = (section(".uname").ok(), section(".pcrsig").ok());
+        Ok(Uki { bytes, command_line, os_release, kernel, pcr_signatures })
+    }
+
+    /// The sections that systemd-stub measures.
+    pub fn measured(&self) -> Result<Vec<(&'static str, &[u8])>, NotUki> {
+        let file = PeFile64::parse(self.bytes.as_slice())?;
+        let found = pcr::MEASURED.into_iter().map(|name| Ok(content(&file, name)?.map(|content| (name, content))));
+        found.filter_map(Result::transpose).collect()
+    }
+
+    /// Whose signature the firmware will find, if it fits.
+    pub fn signed(&self) -> Result<SignedProgram, Unsigned> {
+        let signed = SignedProgram::parse(authenticode::signature(&self.bytes)?.ok_or(Unsigned::None)?)?;
+        let fits = signed.digest == authenticode::digest(&self.bytes)?.0;
+        if fits { Ok(signed) } else { Err(Unsigned::Changed) }
+    }
+
+    /// The signature over the root hash, from the end of the initrd.
+    pub fn root_signature(&self) -> Result<Option<Vec<u8>>, NotUki> {
+        let file = PeFile64::parse(self.bytes.as_slice())?;
+        Ok(content(&file, ".initrd")?.and_then(root_signature))
+    }
+
+    /// Whether its kernel opens nothing that is not signed.
+    pub fn requires_signatures(&self) -> bool {
+        self.command_line.split_whitespace().any(|word| word == REQUIRE_SIGNATURES)
     }
 
     /// The value of a word of the command line.
@@ -53,23 +110,53 @@ impl Uki {
     }
 }
 
+/// What a section holds; it is padded to the file's alignment, beyond its own size.
+fn content<'data>(file: &PeFile64<'data>, name: &str) -> Result<Option<&'data [u8]>, object::Error> {
+    let Some(section) = file.section_by_name(name) else { return Ok(None) };
+    let data = section.data()?;
+    let size = usize::try_from(section.size()).unwrap_or(usize::MAX);
+    Ok(Some(&data[..data.len().min(size)]))
+}
+
+/// The file that the builder leaves in the last archive of an initrd, which is not compressed.
+fn root_signature(initrd: &[u8]) -> Option<Vec<u8>> {
+    const HEADER: usize = 110;
+    let name = ROOT_SIGNATURE.trim_start_matches('/').as_bytes();
+    let tail = &initrd[initrd.len().saturating_sub(TAIL)..];
+    let at = tail.windows(name.len()).rposition(|window| window == name)?.checked_sub(HEADER)?;
+    let mut entry = cpio::NewcReader::new(&tail[at..]).ok()?;
+    let mut content = Vec::new();
+    (entry.entry().name().as_bytes() == name).then(|| entry.read_to_end(&mut content).ok())??;
+    Some(content)
+}
+
+impl fmt::Debug for Uki {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Uki { bytes, command_line, os_release, .. } = self;
+        write!(f, "Uki({} bytes, {command_line:?}, {os_release:?})", bytes.len())
+    }
+}
+
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use proptest::prelude::*;
 
     /// A PE file with nothing but sections.
-    fn program(sections: &[(&str, &str)]) -> Vec<u8> {
+    pub(in crate::image) fn program(sections: &[(&str, &str)]) -> Vec<u8> {
         let mut file = vec![0; 0x200 * (1 + sections.len())];
         file[..2].copy_from_slice(b"MZ");
         file[0x3c] = 0x40;
         file[0x40..0x46].copy_from_slice(b"PE\0\0\x64\x86");
         file[0x46] = u8::try_from(sections.len()).expect("few sections");
-        file[0x54] = 112;
+        file[0x54] = 240;
         file[0x58..0x5a].copy_from_slice(&[0x0b, 0x02]);
+        // Bytes of the headers, and the number of directories.
+        file[0x58 + 61] = 2;
+        file[0x58 + 108] = 16;
         for (at, (name, text)) in sections.iter().enumerate() {
             let number = |value: usize| u32::try_from(value).expect("a small file").to_le_bytes();
-            let header = 0x58 + 112 + 40 * at;
+            let header = 0x58 + 240 + 40 * at;
             let offset = 0x200 * (1 + at);
             file[header..header + name.len()].copy_from_slice(name.as_bytes());
             file[header + 8..header + 12].copy_from_slice(&number(text.len()));
@@ -86,7 +173,7 @@ mod tests {
 
     #[test]
     fn the_command_line_and_the_os_release_are_read() {
-        let uki = Uki::parse(&program(&SECTIONS)).expect("a unified kernel image");
+        let uki = Uki::parse(program(&SECTIONS)).expect("a unified kernel image");
         assert_eq!(uki.word("roothash"), Some("ab"));
         assert_eq!(uki.word("root"), None);
         assert_eq!(uki.field("IMAGE_ID"), Some("nemos-default"));
@@ -96,9 +183,9 @@ mod tests {
 
     #[test]
     fn another_program_is_told_from_a_unified_kernel_image() {
-        let refused = Uki::parse(&program(&[(".text", "")])).expect_err("a program of another kind");
+        let refused = Uki::parse(program(&[(".text", "")])).expect_err("a program of another kind");
         assert_eq!(refused.to_string(), "it has no section .cmdline");
-        assert!(matches!(Uki::parse(b"#!/bin/sh"), Err(NotUki::Pe(_))));
+        assert!(matches!(Uki::parse(b"#!/bin/sh".to_vec()), Err(NotUki::Pe(_))));
     }
 
     proptest! {
@@ -106,8 +193,8 @@ mod tests {
         fn no_damage_makes_the_parser_panic(at in 0_usize..0x600, byte: u8, cut in 0_usize..0x600) {
             let mut file = program(&SECTIONS);
             file[at] = byte;
-            let _ = Uki::parse(&file);
-            let _ = Uki::parse(&file[..cut]);
+            let _ = Uki::parse(file[..cut].to_vec());
+            let _ = Uki::parse(file);
         }
     }
 }

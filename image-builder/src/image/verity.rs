@@ -7,6 +7,7 @@
 
 #![allow(clippy::cast_possible_truncation, reason = "what is cast are the small constants below")]
 
+use std::fmt::Write as _;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -18,6 +19,8 @@ use uuid::Uuid;
 
 /// Bytes of a block of data, and of a block of digests.
 pub const BLOCK: u64 = 4096;
+/// What the superblock begins with.
+pub const MAGIC: &[u8] = b"verity\0\0";
 /// Bytes of the superblock.
 pub const SUPERBLOCK: usize = 512;
 
@@ -81,7 +84,7 @@ impl Superblock {
     /// Reads a superblock.
     pub fn parse(bytes: &[u8; SUPERBLOCK]) -> Result<Self, NotVerity> {
         let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-        if &bytes[..8] != b"verity\0\0" {
+        if &bytes[..8] != MAGIC {
             return Err(NotVerity::Magic);
         }
         let is = |found: bool, what| if found { Ok(()) } else { Err(NotVerity::Foreign(what)) };
@@ -99,6 +102,14 @@ impl Superblock {
         let mut uuid = [0; 16];
         uuid.copy_from_slice(&bytes[16..32]);
         Ok(Superblock { uuid: Uuid::from_bytes(uuid), data_blocks, salt: bytes[88..88 + salt_size].to_vec() })
+    }
+
+    /// The salt in hexadecimal.
+    pub fn salt_hex(&self) -> String {
+        self.salt.iter().fold(String::new(), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
     }
 
     /// Blocks of each level, the one next to the data first.

@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::disk::Disk;
+use super::error::VmError;
 use super::guest;
 use super::host::Host;
+use super::variables;
 
 /// A machine to be started.
 #[derive(Debug, Clone)]
@@ -44,6 +46,11 @@ pub struct Config {
 pub enum Boot {
     /// EFI firmware starts what is on the ESP.
     Firmware,
+    /// EFI firmware starts what is on the ESP, if it is signed with a key that it trusts.
+    SecureFirmware {
+        /// Its variables, as [`Config::secure_boot`] makes them.
+        variables: PathBuf,
+    },
     /// QEMU starts this kernel by itself.
     Kernel {
         /// Kernel.
@@ -86,13 +93,22 @@ impl Config {
         }
     }
 
+    /// Boots only what is signed with keys whose certificates are in the folder `keys`; the firmware's variables are written
+    /// to `variables`, which must stay as long as the machine runs.
+    pub fn secure_boot(self, keys: &Path, variables: PathBuf) -> Result<Self, VmError> {
+        variables::enroll(&Host::find()?.firmware_vars, keys, &variables)?;
+        Ok(Config { boot: Boot::SecureFirmware { variables }, ..self })
+    }
+
     /// QEMU's arguments.
     ///
     /// `tpm` is the socket of the TPM, if there is one.
     pub(super) fn arguments(&self, host: &Host, front: Front<'_>, tpm: Option<&Path>) -> Vec<OsString> {
         let mut arguments = Arguments::default();
         arguments.flag("-nodefaults").flag("-no-user-config");
-        arguments.option("-machine", "q35").option("-accel", host.accelerator.name()).option("-cpu", "max");
+        // Secure Boot's variables are kept from the system by the processor's system management mode.
+        let machine = if matches!(self.boot, Boot::SecureFirmware { .. }) { "q35,smm=on" } else { "q35" };
+        arguments.option("-machine", machine).option("-accel", host.accelerator.name()).option("-cpu", "max");
         arguments.option("-smp", self.cpus.to_string()).option("-m", format!("{}M", self.memory));
         arguments.option("-display", "none").option("-device", "virtio-rng-pci");
         arguments.option("-netdev", "user,id=net").option("-device", "virtio-net-pci,netdev=net,romfile=");
@@ -124,6 +140,13 @@ impl Config {
                 // The firmware may write its variables, into a copy that QEMU makes and forgets.
                 arguments.paths("-drive", "if=pflash,unit=1,format=raw,snapshot=on", &[("file", &host.firmware_vars)]);
             }
+            Boot::SecureFirmware { variables } => {
+                arguments.option("-global", "driver=cfi.pflash01,property=secure,value=on");
+                arguments.option("-global", "ICH9-LPC.disable_s3=1");
+                let code = &host.secure_firmware_code;
+                arguments.paths("-drive", "if=pflash,unit=0,format=raw,readonly=on", &[("file", code)]);
+                arguments.paths("-drive", "if=pflash,unit=1,format=raw,snapshot=on", &[("file", variables)]);
+            }
             Boot::Kernel { kernel, initrd, command_line } => {
                 arguments.option("-kernel", kernel).option("-initrd", initrd).option("-append", command_line);
             }
@@ -135,7 +158,7 @@ impl Config {
         let snapshot = if self.snapshot { "on" } else { "off" };
         let options = format!("if=none,id=disk,discard=unmap,snapshot={snapshot},format={format}");
         arguments.paths("-drive", &options, &[("file", &self.disk.path)]);
-        let boot_order = if matches!(self.boot, Boot::Firmware) { ",bootindex=0" } else { "" };
+        let boot_order = if matches!(self.boot, Boot::Kernel { .. }) { "" } else { ",bootindex=0" };
         arguments.option("-device", format!("virtio-blk-pci,drive=disk{boot_order}"));
     }
 
@@ -207,6 +230,7 @@ mod tests {
         let host = Host {
             qemu: "qemu".into(),
             firmware_code: "code.fd".into(),
+            secure_firmware_code: "secure-code.fd".into(),
             firmware_vars: "vars.fd".into(),
             accelerator: Accelerator::Tcg,
         };
@@ -232,6 +256,15 @@ mod tests {
         assert!(arguments(&config(), Front::Terminal).contains("snapshot=off,format=raw"));
         let snapshot = Config { snapshot: true, ..config() };
         assert!(arguments(&snapshot, Front::Terminal).contains("snapshot=on,format=raw"));
+    }
+
+    #[test]
+    fn secure_boot_has_its_own_firmware_and_its_own_variables() {
+        let boot = Boot::SecureFirmware { variables: "mine.fd".into() };
+        let arguments = arguments(&Config { boot, ..config() }, Front::Terminal);
+        assert!(arguments.contains("-machine q35,smm=on") && arguments.contains("property=secure,value=on"));
+        assert!(arguments.contains("file=secure-code.fd") && arguments.contains("file=mine.fd"));
+        assert!(!arguments.contains("vars.fd") && arguments.contains("bootindex=0"));
     }
 
     #[test]

@@ -95,6 +95,10 @@ pub(super) fn boot_end(lines: &[String]) -> Option<BootEnd> {
         if let Some(words) = after("Kernel panic - not syncing:") {
             return Some(BootEnd::Failed(format!("the kernel panicked: {words}")));
         }
+        if line.contains("BdsDxe: failed to") && line.contains("Access Denied") {
+            let why = "the firmware trusts no key that the kernel image is signed with, if it is signed at all";
+            return Some(BootEnd::Failed(why.to_owned()));
+        }
         let failures = [
             ("nemos: the root was not reached", "its initrd did not reach the root"),
             ("You are in emergency mode", "systemd is in emergency mode"),

@@ -8,6 +8,7 @@ use thiserror::Error;
 
 use super::console::Tail;
 use super::disk::DiskError;
+use crate::keys::KeyError;
 
 /// Why a machine did not do what was asked.
 #[derive(Debug, Error)]
@@ -20,6 +21,12 @@ pub enum VmError {
         /// The Debian package that has it.
         package: &'static str,
     },
+    /// The certificates that its firmware is to trust.
+    #[error(transparent)]
+    Keys(#[from] KeyError),
+    /// The firmware's store is not as OVMF has it.
+    #[error("{0} is not an empty store of variables as OVMF has it: is the package ovmf as Debian made it?")]
+    Firmware(PathBuf),
     /// The disk cannot be used.
     #[error(transparent)]
     Disk(#[from] DiskError),

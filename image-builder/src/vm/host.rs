@@ -10,6 +10,8 @@ use super::error::VmError;
 const QEMU: &str = "qemu-system-x86_64";
 const SWTPM: &str = "swtpm";
 const OVMF_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
+/// The build that keeps its variables from the system, as Secure Boot needs.
+const OVMF_SECURE_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd";
 const OVMF_VARS: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
 
 /// QEMU, its firmware, and how fast it can be.
@@ -18,6 +20,7 @@ pub struct Host {
     /// The program.
     pub(super) qemu: PathBuf,
     pub(super) firmware_code: PathBuf,
+    pub(super) secure_firmware_code: PathBuf,
     /// The template of its variables: never written.
     pub(super) firmware_vars: PathBuf,
     pub(super) accelerator: Accelerator,
@@ -52,6 +55,7 @@ impl Host {
         };
         Ok(Host {
             firmware_code: firmware(OVMF_CODE)?,
+            secure_firmware_code: firmware(OVMF_SECURE_CODE)?,
             firmware_vars: firmware(OVMF_VARS)?,
             accelerator: if kvm_works(&qemu) { Accelerator::Kvm } else { Accelerator::Tcg },
             qemu,

@@ -20,6 +20,7 @@ mod qmp;
 mod seen;
 mod terminal;
 mod tpm;
+mod variables;
 
 pub use config::{Boot, Config};
 pub use console::Tail;

@@ -65,6 +65,15 @@ impl Device {
         }
     }
 
+    /// Waits until the boot fails before anything could refuse it, and gives the reason.
+    pub fn fails_to_boot(mut self) -> Result<String, Failed> {
+        match self.machine.wait_until_up() {
+            Err(VmError::BootFailed { why, .. }) => Ok(why),
+            Err(other) => Err(other.into()),
+            Ok(()) => Err("the device booted, and should have failed to".into()),
+        }
+    }
+
     /// Runs a command as root, and gives what came of it.
     pub fn run(&mut self, command: &str) -> Result<Output, Failed> {
         Ok(self.machine.shell(command)?)

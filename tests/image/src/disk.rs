@@ -46,6 +46,11 @@ impl Disk {
         self.file.clone()
     }
 
+    /// Where files of its device may be, as long as the disk.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     /// Switches a device with this disk on.
     pub fn starts(self) -> Result<Device, Failed> {
         let tpm = self.has_tpm.then(|| self.folder.path().join("tpm"));
@@ -115,11 +120,16 @@ impl Disk {
         }
     }
 
+    /// Writes bytes over those of a partition.
+    pub fn write(&mut self, partition: Partition, offset: u64, bytes: &[u8]) -> Result<(), Failed> {
+        let file = File::options().read(true).write(true).open(self.bytes()?)?;
+        file.write_all_at(bytes, extent(&file, partition)?.start + offset)?;
+        Ok(())
+    }
+
     /// Turns bytes of a partition into others.
     pub fn corrupt(&mut self, partition: Partition, offset: u64, length: usize) -> Result<(), Failed> {
         let inverted: Vec<u8> = self.read(partition, offset, length)?.into_iter().map(|byte| !byte).collect();
-        let file = File::options().read(true).write(true).open(self.bytes()?)?;
-        file.write_all_at(&inverted, extent(&file, partition)?.start + offset)?;
-        Ok(())
+        self.write(partition, offset, &inverted)
     }
 }

@@ -10,7 +10,7 @@
 //!                   (resumes, 1 s)            Disk
 //! ```
 //!
-//! The image is named by `NEMOS_IMAGE` and is never written. Everything else lives in temporary folders, and goes
+//! The image is named by `NEMOS_IMAGE`, signed ones by `NEMOS_SIGNED`, and none is ever written. Everything else lives in temporary folders, and goes
 //! with the value that holds it.
 
 #![forbid(unsafe_code)]
@@ -20,6 +20,7 @@ mod disk;
 mod image;
 mod partitions;
 mod program;
+mod signed;
 mod squashfs;
 
 pub use device::Device;
@@ -27,6 +28,7 @@ pub use disk::Disk;
 pub use image::{NEMOS_IMAGE, image};
 pub use libtest_mimic::Failed;
 pub use program::{Said, nemos_image, nemosctl_elsewhere, program};
+pub use signed::{NEMOS_SIGNED, Signed};
 
 /// How a case ends.
 pub type Case = Result<(), Failed>;

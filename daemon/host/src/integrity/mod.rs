@@ -7,7 +7,7 @@ pub mod owner;
 pub mod scrub;
 pub mod watch;
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use devicemapper::{DM, DevId, DmFlags, DmName, DmOptions};
 use libcryptsetup_rs::consts::flags::{CryptActivate, CryptDeactivate, CryptVerity};
 use libcryptsetup_rs::consts::vals::EncryptionFormat;
 use libcryptsetup_rs::{CryptParamsVerity, CryptParamsVerityRef};
-use nemos_model::integrity::{RootHash, VERITY_MAPPING, VerityTable};
+use nemos_model::integrity::{ROOT_SIGNATURE, RootHash, VERITY_MAPPING, VerityTable};
 use thiserror::Error;
 
 use crate::cryptsetup::{self, CryptError};
@@ -47,6 +47,9 @@ pub enum RootError {
     /// The kernel refused the mapping.
     #[error(transparent)]
     Crypt(#[from] CryptError),
+    /// The kernel refused the mapping, and there is a signature that it was to check.
+    #[error("{0}: the signature over the root hash is by no key that the firmware trusts, or over another one")]
+    Signature(CryptError),
     /// The first blocks do not have the hashes that the command line's root hash vouches for.
     #[error("the root on {} is not the one with root hash {root_hash}: {source}", path.display())]
     Unverified {
@@ -59,11 +62,21 @@ pub enum RootError {
     },
 }
 
-/// Opens `partition` as [`VERITY_MAPPING`] and reads from it, since the kernel compares hashes only when it reads.
-/// Returns the mapping's device node.
-pub fn open_root(partition: &Path, root_hash: RootHash) -> Result<PathBuf, RootError> {
+/// The signature over the root hash that the initrd carries, if the image is signed.
+pub fn root_signature() -> Result<Option<Vec<u8>>, RootError> {
+    let path = Path::new(ROOT_SIGNATURE);
+    match fs::read(path) {
+        Ok(signature) => Ok(Some(signature)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(RootError::Io { path: path.to_owned(), source }),
+    }
+}
+
+/// Opens `partition` as [`VERITY_MAPPING`], has the kernel check the signature over the root hash if there is one, and
+/// reads from it, since the kernel compares hashes only when it reads. Returns the mapping's device node.
+pub fn open_root(partition: &Path, root_hash: RootHash, signature: Option<&[u8]>) -> Result<PathBuf, RootError> {
     let hash_area_offset = hash_area(partition)?;
-    cryptsetup::with("open the verified root on", partition, |device| {
+    let opened = cryptsetup::with("open the verified root on", partition, |device| {
         let parameters = CryptParamsVerity {
             hash_name: "sha256".to_owned(),
             data_device: partition.to_owned(),
@@ -82,11 +95,16 @@ pub fn open_root(partition: &Path, root_hash: RootHash) -> Result<PathBuf, RootE
         let mut parameters: CryptParamsVerityRef<'_> = (&parameters).try_into()?;
         device.context_handle().load(Some(EncryptionFormat::Verity), Some(&mut parameters))?;
         device.set_data_device(partition)?;
-        device.activate_handle().activate_by_volume_key(
-            Some(VERITY_MAPPING),
-            Some(root_hash.as_bytes()),
-            CryptActivate::READONLY,
-        )
+        let (name, hash) = (Some(VERITY_MAPPING), Some(root_hash.as_bytes().as_slice()));
+        let mut activate = device.activate_handle();
+        match signature {
+            Some(_) => activate.activate_by_signed_key(name, hash, signature, CryptActivate::READONLY),
+            None => activate.activate_by_volume_key(name, hash, CryptActivate::READONLY),
+        }
+    });
+    opened.map_err(|source| match signature {
+        Some(_) => RootError::Signature(source),
+        None => RootError::Crypt(source),
     })?;
     let mapping = PathBuf::from(format!("/dev/mapper/{VERITY_MAPPING}"));
     let mut first = [0; SQUASHFS_SUPERBLOCK];

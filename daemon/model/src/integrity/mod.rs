@@ -27,6 +27,9 @@ use thiserror::Error;
 /// dm-verity mapping of the read-only root.
 pub const VERITY_MAPPING: &str = "verityRoot";
 
+/// Where the initrd of a signed image has the signature over the root hash's text: PKCS#7, detached, in DER.
+pub const ROOT_SIGNATURE: &str = "/usr/lib/nemos/roothash.p7s";
+
 /// The SHA-256 root hash of a verity hash tree.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -86,6 +89,13 @@ impl From<RootHash> for String {
     }
 }
 
+/// Whether the table of a dm-verity target says that the kernel checked a signature over the root hash.
+///
+/// Source: `verity_status()` in the kernel's `drivers/md/dm-verity-target.c`, for `STATUSTYPE_TABLE`.
+pub fn is_signed(table: &str) -> bool {
+    table.split_whitespace().any(|word| word == "root_hash_sig_key_desc")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -102,5 +112,12 @@ mod tests {
         fn no_text_makes_the_parser_panic(text: String) {
             let _ = text.parse::<RootHash>();
         }
+    }
+
+    #[test]
+    fn a_signature_that_was_checked_is_in_the_table() {
+        let table = "1 254:6 254:6 4096 4096 27000 27001 sha256 ab cd";
+        assert!(!is_signed(table));
+        assert!(is_signed(&format!("{table} 2 root_hash_sig_key_desc cryptsetup:0f1e")));
     }
 }

@@ -358,6 +358,7 @@ fn healthy_storage() -> Observed {
         name: name.into(),
         target: target.into(),
         status: status.into(),
+        signed: false,
         device: format!("/dev/mapper/{name}"),
         size: 100,
     };

@@ -1,6 +1,6 @@
 //! What must be true of an image, seen from outside: each case boots it, or goes on with a device that was booted.
 //!
-//! `NEMOS_IMAGE=nemos.raw cargo test -p nemos-tests`; a word after `--` selects cases by their names.
+//! `NEMOS_IMAGE=nemos.raw NEMOS_SIGNED=signed cargo test -p nemos-tests`; a word after `--` selects cases by their names.
 
 mod builder;
 mod certificate;
@@ -14,6 +14,7 @@ mod provision;
 mod reset;
 mod run;
 mod status;
+mod trust;
 
 use std::process::ExitCode;
 
@@ -75,6 +76,11 @@ fn main() -> ExitCode {
         integrity::a_damaged_file_of_the_root_is_signalled_named_and_remembered,
         integrity::a_damaged_hash_tree_and_what_it_vouches_for_are_found_by_a_scrub,
         integrity::damage_of_the_overlay_is_found_by_a_scrub_and_gone_after_a_reset,
+        trust::a_disk_is_verified_against_the_keys_it_should_be_signed_with,
+        trust::a_signed_image_boots_with_secure_boot_and_its_root_is_verified_with_its_signature,
+        trust::an_unsigned_kernel_image_is_refused_by_the_firmware,
+        trust::a_root_hash_signed_by_another_key_is_refused_by_the_kernel,
+        trust::a_swapped_root_is_refused_by_its_hash,
         run::a_command_gets_its_output_and_status_through_and_a_snapshot_leaves_the_disk_as_it_was,
         run::a_command_that_reboots_the_machine_is_told,
         run::a_tpm_stays_with_its_disk_and_a_snapshot_forgets_what_was_done_to_it,

@@ -1,5 +1,7 @@
 //! `nemos-image verify`: whether a disk is what was built, told without booting it.
 
+mod trust;
+
 use std::path::PathBuf;
 
 use clap::Args;
@@ -9,20 +11,30 @@ use nemos_model::partitions::Partition;
 use thiserror::Error;
 use uuid::Uuid;
 
+use self::trust::Expected;
+use crate::image::metadata::NotMetadata;
+use crate::image::pcr::BadPolicy;
 use crate::image::squashfs::{self, NotSquashfs};
+use crate::image::uki::{NotUki, Uki, Unsigned};
 use crate::image::verity::{self, Corrupted, NotVerity};
 use crate::image::{Image, ImageError, Table};
+use crate::keys::pkcs7::BadSignature;
+use crate::keys::{KeyError, Purpose};
 use crate::layout::{ALIGNMENT, SECTOR};
 use crate::mbr;
 
 /// Check a disk image, without booting it and without root
 ///
-/// The partition table and its backup, the partitions, and every block of the root against the root hash that the kernel
-/// image will ask for.
+/// The partition table and its backup, the partitions, every block of the root against the root hash that the kernel
+/// image will ask for, and all signatures.
 #[derive(Debug, Clone, Args)]
 pub struct VerifyArgs {
     /// Disk image to check
     pub disk: PathBuf,
+
+    /// It must be signed with the keys whose certificates are in DIR
+    #[arg(long, value_name = "DIR")]
+    pub keys: Option<PathBuf>,
 }
 
 /// What is wrong with a disk.
@@ -44,11 +56,39 @@ enum Fault {
     Corrupted(#[from] Corrupted),
     #[error("{0}")]
     Size(String),
+    #[error("it is not signed, and should be")]
+    Unsigned,
+    #[error("it is signed with another key than {0}.crt")]
+    Key(Purpose),
+    #[error(transparent)]
+    KernelImage(#[from] Unsigned),
+    #[error(transparent)]
+    Uki(#[from] NotUki),
+    #[error("the signature over the root hash: {0}")]
+    Signature(#[from] BadSignature),
+    #[error(transparent)]
+    Policy(#[from] BadPolicy),
+    #[error(transparent)]
+    NoMetadata(#[from] NotMetadata),
+    #[error("the metadata is of another root")]
+    Metadata,
+}
+
+/// Why nothing could be checked.
+#[derive(Debug, Error)]
+pub enum VerifyError {
+    /// The disk.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The certificates.
+    #[error(transparent)]
+    Keys(#[from] KeyError),
 }
 
 /// Checks a disk, and tells about it line by line; `true` if all is well.
-pub fn verify(args: &VerifyArgs, mut tell: impl FnMut(String)) -> Result<bool, ImageError> {
+pub fn verify(args: &VerifyArgs, mut tell: impl FnMut(String)) -> Result<bool, VerifyError> {
     let image = Image::open(&args.disk)?;
+    let expected = Expected::of(args.keys.as_deref())?;
     let mut sound = true;
     let mut told = |what: &str, result: Result<String, Fault>| match result {
         Ok(fact) => tell(format!("ok    {what:<23} {fact}")),
@@ -61,11 +101,20 @@ pub fn verify(args: &VerifyArgs, mut tell: impl FnMut(String)) -> Result<bool, I
     told("backup partition table", copy(&image.backup).and_then(|fact| same(&image).map(|()| fact)));
     told("partitions", partitions(&image));
     told("hybrid MBR", hybrid_mbr(&image));
-    let root_hash = root_hash(&image);
-    let expected = root_hash.as_ref().ok().copied();
-    told("kernel image", root_hash.map(|hash| format!("asks for root hash {hash}")));
-    if let Some(root_hash) = expected {
-        told("root", root(&image, &root_hash));
+    match image.uki() {
+        Ok(uki) => {
+            let root_hash = root_hash(&uki);
+            let known = root_hash.as_ref().ok().copied();
+            told("kernel image", root_hash.map(|hash| format!("asks for root hash {hash}")));
+            told("kernel image signature", trust::kernel_image(&uki, &expected));
+            told("PCR 11", trust::measurement(&uki, &expected));
+            if let Some(root_hash) = known {
+                told("root hash signature", trust::root_hash(&uki, &root_hash, &expected));
+                told("root", root(&image, &root_hash));
+                told("metadata", trust::metadata(&image, &root_hash, &expected));
+            }
+        }
+        Err(error) => told("kernel image", Err(error.into())),
     }
     told("preloaded containers", preloaded(&image));
     told("state", state(&image));
@@ -129,8 +178,8 @@ fn hybrid_mbr(image: &Image) -> Result<String, Fault> {
     Ok(format!("covers the partition table, shows the first {} partitions", found.len() - 1))
 }
 
-fn root_hash(image: &Image) -> Result<RootHash, Fault> {
-    Ok(image.uki()?.word("roothash").ok_or(Fault::NoRootHash)?.parse()?)
+fn root_hash(uki: &Uki) -> Result<RootHash, Fault> {
+    Ok(uki.word("roothash").ok_or(Fault::NoRootHash)?.parse()?)
 }
 
 fn root(image: &Image, root_hash: &RootHash) -> Result<String, Fault> {
