@@ -46,7 +46,7 @@ image_tests() {
 
 part 'format' cargo fmt --all --check
 part 'lints' cargo clippy --locked --workspace --all-targets -- --deny warnings
-part 'scripts' shellcheck --external-sources image-builder/*.sh tests/run.sh
+part 'scripts' shellcheck --external-sources image-builder/*.sh tests/*.sh
 part 'rules and devices' cargo test --locked --workspace --exclude nemos-tests --no-fail-fast
 # An image that could not be built is one failure; its tests are not run.
 part 'image' build_image --debug && part 'signed images' build_signed_images && part 'whole devices' image_tests

@@ -1,10 +1,12 @@
 //! The Debian package: our programs, and everything under `systemd/`.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::env;
+use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use clap::Args;
 
@@ -109,10 +111,12 @@ pub fn build(scratch: &Path, epoch: u64) -> Result<PathBuf, BuildError> {
         fs::copy(compiled, &to).map_err(BuildError::io("copying", &to))?;
     }
     write_control(&tree, version)?;
+    date(&tree, SystemTime::UNIX_EPOCH + Duration::from_secs(epoch))?;
     let package = scratch.join(format!("nemos_{version}_amd64.deb"));
+    // One thread: how many there are decides where zstd cuts.
     Tool::new("dpkg-deb")
         .env("SOURCE_DATE_EPOCH", epoch.to_string())
-        .args(["--root-owner-group", "-Zzstd", "--build"])
+        .args(["--root-owner-group", "-Zzstd", "--threads-max=1", "--build"])
         .args([&tree, &package])
         .run()?;
     Ok(package)
@@ -132,11 +136,24 @@ pub fn source_tree() -> Result<PathBuf, BuildError> {
     }
 }
 
+/// Compiles what is the same wherever the source and cargo's own folder are: programs tell the paths of their source in
+/// panics. Flags of the user's own are not taken, for the same reason.
 fn compile(source: &Path) -> Result<BTreeMap<String, PathBuf>, BuildError> {
+    let home = env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")));
+    let home = home.unwrap_or_else(|| PathBuf::from("/nonexistent"));
+    let renamed = [(source, "/nemos"), (home.as_path(), "/cargo")].into_iter().flat_map(|(path, name)| {
+        let real = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        [path.to_owned(), real].map(|path| format!("--remap-path-prefix={}={name}", path.display()))
+    });
+    let flags: Vec<_> = renamed.collect();
     let output = Tool::new("cargo")
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
         .args(["build", "--release", "--locked", "--quiet", "--message-format=json-render-diagnostics"])
         .arg("--manifest-path")
         .arg(source.join("Cargo.toml"))
+        .arg("--target-dir")
+        .arg(source.join("target/package"))
         .args(PROGRAMS.iter().flat_map(|(package, _)| ["--package", package]))
         .output()?;
     let messages =
@@ -171,6 +188,20 @@ fn copy_tree(from: &Path, to: &Path) -> Result<(), BuildError> {
         }
     }
     Ok(())
+}
+
+/// Gives everything in a tree the same time.
+fn date(path: &Path, time: SystemTime) -> Result<(), BuildError> {
+    if path.is_symlink() {
+        return Ok(());
+    }
+    if path.is_dir() {
+        for entry in fs::read_dir(path).map_err(BuildError::io("reading", path))? {
+            date(&entry.map_err(BuildError::io("reading", path))?.path(), time)?;
+        }
+    }
+    let dated = File::open(path).and_then(|file| file.set_modified(time));
+    dated.map_err(BuildError::io("dating", path))
 }
 
 fn write_control(tree: &Path, version: &str) -> Result<(), BuildError> {
