@@ -41,7 +41,7 @@ pub enum When {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Draw the storage stack with its live states, the health and what it follows from
-    Status,
+    Status(Status),
     /// Print the health in one line; exit with 0 ok, 1 warning, 2 critical, 3 unknown
     Health,
     /// Take the device back to the state it was shipped in, all of it or its system only
@@ -53,6 +53,14 @@ pub enum Command {
     /// See or take back what was asked of the device
     #[command(subcommand)]
     Job(Job),
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Status {
+    /// Instead, compare what this device runs to the manifest that the builder left next to its image: exit with 0 if
+    /// nothing differs, else with 1. Without FILE, to the manifest in the image, which has no root hash
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = nemos_model::manifest::FILE)]
+    pub against_manifest: Option<PathBuf>,
 }
 
 #[allow(clippy::struct_excessive_bools, reason = "they are what one types")]

@@ -11,6 +11,7 @@ use thiserror::Error;
 use zbus::Connection;
 
 use crate::arguments::{Arguments, Command, Reset, ResetCommand, When};
+use crate::manifest::ManifestError;
 use crate::output::Output;
 use crate::style::Style;
 
@@ -19,6 +20,7 @@ mod certificate;
 mod health;
 mod integrity;
 mod job;
+mod manifest;
 mod metrics;
 mod output;
 mod reset;
@@ -40,6 +42,8 @@ enum Failure {
     Usage(String),
     #[error("{0}")]
     Certificate(#[from] certificate::Failure),
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
     #[error("cannot write: {0}")]
     Output(#[from] std::io::Error),
 }
@@ -49,7 +53,7 @@ impl Failure {
         match self {
             Failure::Call(CallError::Refused(_)) | Failure::Declined | Failure::Output(_) => 1,
             Failure::Certificate(failure) => failure.exit_code(),
-            Failure::NobodyToAsk | Failure::Usage(_) => 2,
+            Failure::NobodyToAsk | Failure::Usage(_) | Failure::Manifest(_) => 2,
             Failure::Call(CallError::Unreachable(_)) => 3,
         }
     }
@@ -96,7 +100,10 @@ async fn run(command: Command, output: Output) -> Result<u8, Failure> {
     match command {
         Command::Health => health::run(connect().await, output).await,
         Command::Metrics(arguments) => metrics::run(connect().await, arguments).await,
-        Command::Status => status::run(&connect().await?, output).await,
+        Command::Status(arguments) => match arguments.against_manifest {
+            Some(file) => manifest::run(&file, output),
+            None => status::run(&connect().await?, output).await,
+        },
         Command::Reset(Reset { command: Some(ResetCommand::Certificate(command)), .. }) => {
             certificate::run(command, output).await
         }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use clap::Args;
+use nemos_model::manifest::{Package, installed};
 use nemos_model::partitions::Partition;
 use serde::Serialize;
 use uuid::Uuid;
@@ -86,12 +87,6 @@ struct Root {
     salt: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
-struct Package {
-    name: String,
-    version: String,
-}
-
 /// Looks into a disk; the text for the terminal is returned.
 pub fn inspect(args: &InspectArgs) -> Result<String, ImageError> {
     let inventory = Inventory::of(&Image::open(&args.disk)?)?;
@@ -129,7 +124,7 @@ impl Inventory {
                 command_line: uki.command_line,
             },
             root: root(image)?,
-            packages: packages(&image.root_file("var/lib/dpkg/status")?),
+            packages: installed(&image.root_file("var/lib/dpkg/status")?),
         })
     }
 }
@@ -188,18 +183,6 @@ fn content(start: &[u8; 2048]) -> &'static str {
     }
 }
 
-/// Installed packages, by dpkg's own book.
-fn packages(status: &str) -> Vec<Package> {
-    let package = |paragraph: &str| {
-        let field = |name: &str| paragraph.lines().find_map(|line| line.strip_prefix(name)).map(str::to_owned);
-        let installed = field("Status: ")?.ends_with(" installed");
-        installed.then_some(Package { name: field("Package: ")?, version: field("Version: ")? })
-    };
-    let mut packages: Vec<_> = status.split("\n\n").filter_map(package).collect();
-    packages.sort_by(|one, other| one.name.cmp(&other.name));
-    packages
-}
-
 impl fmt::Display for Inventory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let known = |value: &Option<String>| value.as_deref().unwrap_or("unknown").to_owned();
@@ -224,7 +207,7 @@ impl fmt::Display for Inventory {
         writeln!(f, "           root hash {}", signed(self.kernel.root_hash_signed))?;
         writeln!(f, "PCR 11     {}, {}\n", self.kernel.pcr_11, signed(self.kernel.pcr_signed))?;
         writeln!(f, "{} packages", self.packages.len())?;
-        for Package { name, version } in &self.packages {
+        for Package { name, version, .. } in &self.packages {
             writeln!(f, "  {name:<32} {version}")?;
         }
         Ok(())
@@ -234,15 +217,6 @@ impl fmt::Display for Inventory {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_what_is_installed_is_listed() {
-        let status = "Package: xfsprogs\nStatus: install ok installed\nVersion: 6.13\n\n\
-                      Package: gone\nStatus: deinstall ok config-files\nVersion: 1\n\n\
-                      Package: bash\nStatus: install ok installed\nVersion: 5.2\n";
-        let names: Vec<_> = packages(status).into_iter().map(|package| (package.name, package.version)).collect();
-        assert_eq!(names, [("bash".into(), "5.2".into()), ("xfsprogs".into(), "6.13".into())]);
-    }
 
     #[test]
     fn contents_are_told_by_their_magic() {

@@ -18,12 +18,14 @@ pub struct Image {
 impl Image {
     /// Reads os-release(5). What it does not say stays empty.
     pub fn parse(os_release: &str) -> Self {
-        let value = |name: &str| {
-            let assigned = |line: &str| line.trim().strip_prefix(name)?.strip_prefix('=').map(unquote);
-            os_release.lines().filter_map(assigned).next_back().unwrap_or_default()
-        };
-        Image { id: value("IMAGE_ID"), version: value("IMAGE_VERSION") }
+        Image { id: value(os_release, "IMAGE_ID"), version: value(os_release, "IMAGE_VERSION") }
     }
+}
+
+/// A value of os-release(5); empty if it has none of that name.
+pub(crate) fn value(os_release: &str, name: &str) -> String {
+    let assigned = |line: &str| line.trim().strip_prefix(name)?.strip_prefix('=').map(unquote);
+    os_release.lines().filter_map(assigned).next_back().unwrap_or_default()
 }
 
 /// Image names and versions have no characters that need an escape; quotes are all there is to undo.

@@ -14,6 +14,7 @@ pub mod image;
 pub mod integrity;
 pub mod job;
 pub mod keys;
+pub mod manifest;
 pub mod overlay;
 pub mod partitions;
 pub mod reset;

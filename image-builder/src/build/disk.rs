@@ -10,7 +10,9 @@ use nemos_model::partitions::Partition;
 use super::Context;
 use super::error::BuildError;
 use super::ids::Ids;
+use super::progress::mib;
 use super::table;
+use super::tool::Tool;
 use crate::layout::Layout;
 
 /// What is compared with zero before it is written.
@@ -60,6 +62,14 @@ fn copy_sparse(mut content: File, disk: &mut File, mut at: u64) -> io::Result<()
         }
         at += filled.len() as u64;
     }
+}
+
+/// Writes a disk as a qcow2 file next to it, and says how large that is.
+pub fn convert(disk: &Path) -> Result<(PathBuf, String), BuildError> {
+    let to = disk.with_extension("qcow2");
+    Tool::new("qemu-img").args(["convert", "-f", "raw", "-O", "qcow2"]).args([disk, &to]).run()?;
+    let told = mib(allocated(&to)?);
+    Ok((to, told))
 }
 
 /// Bytes that a sparse file takes.

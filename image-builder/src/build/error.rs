@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use nemos_model::integrity::InvalidRootHash;
+use nemos_model::manifest::BadManifest;
 use thiserror::Error;
 
 use super::cache::CacheError;
@@ -51,6 +52,9 @@ pub enum BuildError {
     /// What ukify made cannot be signed.
     #[error("ukify made what cannot be signed: {0}")]
     Pe(#[from] NotPe),
+    /// What the root says of itself.
+    #[error("the manifest in the root: {0}")]
+    Manifest(#[from] BadManifest),
     /// Too long for its block.
     #[error("the metadata behind the root does not fit into its block; sign with a shorter key")]
     Metadata,

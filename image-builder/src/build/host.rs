@@ -120,8 +120,11 @@ fn refuse(absent: &[(&str, &str)]) -> Result<(), HostError> {
 }
 
 /// Checks that all that an image needs is there, and that an ordinary user can have a root file system.
-pub fn check(builds_package: bool) -> Result<(), HostError> {
+pub fn check(builds_package: bool, converts: bool) -> Result<(), HostError> {
     let mut wanted = PROGRAMS.to_vec();
+    if converts {
+        wanted.push(("qemu-img", "qemu-utils"));
+    }
     if !is_root() {
         wanted.push(("newuidmap", "uidmap"));
     }

@@ -18,6 +18,7 @@ mod filesystems;
 mod host;
 mod ids;
 mod initrd;
+mod manifest;
 mod mirror;
 mod package;
 mod progress;
@@ -86,6 +87,10 @@ pub struct BuildArgs {
     #[arg(long, value_name = "DIR")]
     pub cache: Option<PathBuf>,
 
+    /// Write the disk as a qcow2 file as well
+    #[arg(long)]
+    pub qcow2: bool,
+
     /// Sign the image for Secure Boot, the kernel and a TPM, with the keys in DIR, as `nemos-image keys` makes them
     #[arg(long, value_name = "DIR")]
     pub keys: Option<PathBuf>,
@@ -106,6 +111,7 @@ pub struct BuildArgs {
 pub struct Context {
     recipe: Recipe,
     profile: String,
+    recipe_digest: Digest,
     /// Seconds since 1970 that everything in the image is dated with.
     epoch: u64,
     /// Removed at the end, however it ends.
@@ -166,7 +172,7 @@ fn build_in(
     progress: &Progress,
 ) -> Result<PathBuf, BuildError> {
     let (_scratch, context) = progress.step("host", || {
-        host::check(args.package.is_none())?;
+        host::check(args.package.is_none(), args.qcow2)?;
         let keys = args.keys.as_ref().map(|folder| Keys::open(folder, args.sign_with.as_deref())).transpose()?;
         let cache = cache_folder(args)?;
         host::check_folder(&args.output, OUTPUT_MIB, "--output")?;
@@ -179,6 +185,7 @@ fn build_in(
             scratch: absolute(scratch.path())?,
             cache: Cache::open(absolute(&cache)?)?,
             recipe,
+            recipe_digest: Digest::of_bytes(recipe_text.as_bytes()),
             profile,
             keys,
         };
@@ -228,7 +235,7 @@ fn make(args: &BuildArgs, context: &Context, recipe_text: &str, progress: &Progr
         let told = format!("{}, Linux {}", mib(size_of(&made)?), distribution.kernel_version);
         Ok((made, told))
     })?;
-    let disk = progress.step("disk", || {
+    let (disk, layout) = progress.step("disk", || {
         let preloaded = filesystems::preloaded(context)?;
         let (root_size, preloaded_size) = (size_of(&root.file)? + metadata::BLOCK as u64, size_of(&preloaded)?);
         let layout = Layout::new(|partition| match partition {
@@ -247,11 +254,23 @@ fn make(args: &BuildArgs, context: &Context, recipe_text: &str, progress: &Progr
         let metadata = root.metadata(context.keys.as_ref())?;
         let disk = disk::write(context, &layout, &contents, (Partition::Readonly, &metadata), &ids)?;
         let used = disk::allocated(&disk)?;
-        Ok((disk, format!("{}, {} of it written", mib(layout.disk_size), mib(used))))
+        let told = format!("{}, {} of it written", mib(layout.disk_size), mib(used));
+        Ok(((disk, layout), told))
+    })?;
+    let qcow2 = args.qcow2.then(|| progress.step("qcow2", || disk::convert(&disk))).transpose()?;
+    let beside = progress.step("manifest", || {
+        let files: Vec<_> = [Some(disk.as_path()), qcow2.as_deref()].into_iter().flatten().collect();
+        let made = manifest::write(context, &layout, &ids, &root, &uki, &files)?;
+        let names = made.iter().map(|file| file.file_name().unwrap_or_default().to_string_lossy().into_owned());
+        let told = names.collect::<Vec<_>>().join(", ");
+        Ok((made, told))
     })?;
     tool::interruption()?;
     if args.package.is_none() {
         disk::publish(&deb, &args.output)?;
+    }
+    for file in beside.iter().chain(&qcow2) {
+        disk::publish(file, &args.output)?;
     }
     let published = disk::publish(&disk, &args.output)?;
     eprintln!("{} in {:.1} s, root hash {}", published.display(), progress.seconds(), root.hash);

@@ -5,6 +5,7 @@ use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
 
 use nemos_model::integrity::RootHash;
+use nemos_model::manifest::FILE;
 use nemos_model::partitions::Partition;
 
 use super::Context;
@@ -13,6 +14,7 @@ use super::distribution::Distribution;
 use super::error::BuildError;
 use super::host::is_root;
 use super::ids::Ids;
+use super::manifest;
 use super::tool::Tool;
 use crate::image::metadata::{self, Metadata};
 use crate::image::verity;
@@ -29,6 +31,8 @@ pub struct Root {
     pub os_release: String,
     /// Bytes of the file system, and of the tree behind it.
     pub sizes: (u64, u64),
+    /// Its own manifest.
+    pub manifest: PathBuf,
     /// In hexadecimal.
     salt: String,
 }
@@ -40,7 +44,8 @@ impl Root {
         let file = context.scratch.join("root.squashfs");
         // A file, and not an argument: what is in the recipe is nobody's business who lists processes.
         let script = context.scratch.join("customize.sh");
-        super::write(&script, &customization(context, &os_release))?;
+        super::write(&script, &customization(context, &os_release, &manifest::line(context, ids)))?;
+        let manifest = context.scratch.join("manifest.json");
         let epoch = context.epoch.to_string();
         let level = context.recipe.squashfs.zstd_level.to_string();
         let squashfs = mksquashfs()
@@ -53,12 +58,13 @@ impl Root {
             .upload(deb, "/tmp/nemos.deb")
             .upload(&script, "/tmp/customize.sh")
             .shell(r#"sh "$1/tmp/customize.sh" "$1""#)
+            .download(FILE, &manifest)
             .kept()
             .pipe_into(squashfs)?;
         let size = fs::metadata(&file).map_err(BuildError::io("reading", &file))?.len();
         let hash = append_hash_tree(context, &file, size, ids)?;
         let whole = fs::metadata(&file).map_err(BuildError::io("reading", &file))?.len();
-        Ok(Root { file, hash, os_release, sizes: (size, whole - size), salt: salt(ids) })
+        Ok(Root { file, hash, os_release, sizes: (size, whole - size), manifest, salt: salt(ids) })
     }
 
     /// The block at the end of its partition, signed if there are keys.
@@ -117,7 +123,7 @@ fn os_release(context: &Context, ids: &Ids) -> String {
 }
 
 /// What is done to the unpacked root, `$1`.
-fn customization(context: &Context, os_release: &str) -> String {
+fn customization(context: &Context, os_release: &str, manifest: &str) -> String {
     let recipe = &context.recipe;
     let mut script = String::from(
         "set -eu\nroot=$1\ninside() { chroot \"$root\" \"$@\"; }\nrm \"$root/tmp/customize.sh\"\n\
@@ -156,6 +162,7 @@ fn customization(context: &Context, os_release: &str) -> String {
     for folder in Partition::ALL.into_iter().filter_map(Partition::mount_point) {
         line(format!("mkdir -p \"$root{folder}\""));
     }
+    line(manifest.to_owned());
     // Keys are the device's own, logs and caches of the installation nobody's.
     line(
         "rm -rf \"$root\"/etc/ssh/ssh_host_* \"$root\"/etc/resolv.conf \"$root\"/var/lib/dbus/machine-id \
@@ -175,7 +182,7 @@ fn file(path: &str, content: &str) -> String {
 }
 
 /// For a shell.
-fn quoted(text: &str) -> String {
+pub fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 
