@@ -81,7 +81,7 @@ impl Root {
     }
 
     fn is_opened(&self) {
-        open_root(self.disk.path(), self.hash).unwrap();
+        open_root(self.disk.path(), self.hash, None).unwrap();
     }
 
     fn seen(&self) -> [SeenPartition; 1] {
@@ -355,8 +355,8 @@ fn a_ledger_that_loses_its_power_at_any_flush_is_whole_and_forgets_nothing() {
 
     let mut log = disk.into_log();
     let mut remembered = 0;
-    while log.flushes(1) {
-        on(&log.disk(), |folder| {
+    while log.goes_on() {
+        on(&log.cut(), |folder| {
             let events = open(folder).events().to_vec();
             assert!(events.iter().all(|event| event.place.area == Area::Data), "it was set aside: {events:?}");
             assert!(events.len() >= remembered, "{remembered} events were durable, {} are left", events.len());

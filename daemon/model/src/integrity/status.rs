@@ -257,6 +257,7 @@ mod tests {
                 status: status.into(),
                 device: String::new(),
                 size: 0,
+                signed: false,
             }],
             ..Observed::default()
         };
