@@ -33,7 +33,7 @@ pub fn a_tpm_stays_with_its_disk_and_a_snapshot_forgets_what_was_done_to_it() ->
     };
 
     let key = key_after(&[], "true")?;
-    assert_ne!(key_after(&["--snapshot"], "tpm2_clear --auth-hierarchy p --tcti device:/dev/tpmrm0")?, key);
+    assert_ne!(key_after(&["--snapshot"], "tpm2_clear --auth-hierarchy l --tcti device:/dev/tpmrm0")?, key);
     assert_eq!(key_after(&["--snapshot"], "true")?, key);
     Ok(())
 }
