@@ -14,7 +14,7 @@ use zbus::Connection;
 use crate::arguments::{Reset as Arguments, ResetCommand};
 use crate::job::Job;
 use crate::output::{Output, print};
-use crate::{Failure, table, text};
+use crate::{Failure, certificate, table, text};
 
 /// State of a job that the next boot carries out.
 const WAITING: &str = JobState::WaitingForReboot.name();
@@ -94,6 +94,9 @@ pub async fn run(connection: &Connection, arguments: Arguments, output: Output) 
             let records = ResetProxy::new(connection).await?.history().await?;
             let jobs: Vec<Job> = records.into_iter().map(Job::from).collect();
             output.show(&jobs, |jobs| render_history(jobs))?;
+        }
+        Arguments { command: Some(ResetCommand::Certificate(command)), .. } => {
+            return certificate::run(command, output).await;
         }
         arguments if arguments.dry_run => output.show(&ask_plan(connection, &arguments).await?, Plan::render)?,
         arguments => output.show(&reset(connection, arguments).await?, Accepted::render)?,

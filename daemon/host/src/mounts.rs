@@ -30,9 +30,12 @@ pub struct MountError {
 }
 
 impl MountError {
-    /// `EFSBADCRC` of the kernel's file systems, which user space knows as `EBADMSG`.
-    fn is_bad_checksum(&self) -> bool {
-        self.error.raw_os_error() == Some(Errno::BADMSG.raw_os_error())
+    /// What a file system gives that finds itself broken: a checksum that is not right (`EFSBADCRC`, which user space knows
+    /// as `EBADMSG`), contents that contradict themselves (`EFSCORRUPTED`, known as `EUCLEAN`), a journal that cannot be
+    /// replayed (`EIO`).
+    fn is_broken(&self) -> bool {
+        let broken = [Errno::BADMSG, Errno::UCLEAN, Errno::IO];
+        broken.iter().any(|errno| self.error.raw_os_error() == Some(errno.raw_os_error()))
     }
 }
 
@@ -79,10 +82,11 @@ impl<'a> Mount<'a> {
     /// Mounts it on `target`, which is made if it is not there.
     ///
     /// An ext4 that the kernel finds broken is repaired first. It writes its superblock past its journal and in place:
-    /// a power cut in the middle of those two sectors leaves a checksum that is not theirs.
+    /// a power cut in the middle of those two sectors leaves a checksum that is not theirs; and what a cut leaves of a
+    /// journal is not always what the kernel can replay.
     pub fn on(&self, target: &Path) -> Result<(), MountError> {
         match self.try_on(target) {
-            Err(broken) if self.fs_type == "ext4" && broken.is_bad_checksum() => {
+            Err(broken) if self.fs_type == "ext4" && broken.is_broken() => {
                 warn!("{broken}; repairing it");
                 match mkfs::repair_ext4(Path::new(self.source)) {
                     Ok(()) => self.try_on(target),
