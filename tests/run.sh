@@ -47,9 +47,6 @@ image_tests() {
 part 'format' cargo fmt --all --check
 part 'lints' cargo clippy --locked --workspace --all-targets -- --deny warnings
 part 'scripts' shellcheck --external-sources image-builder/*.sh tests/*.sh
-# Cuts at every flush; in the middle of what is written between two flushes only when asked: there ext4's journal is not
-# always what the kernel can replay, and what e2fsck makes of all that has not been seen often enough.
-export NEMOS_CUTS_TORN=${NEMOS_CUTS_TORN:-0}
 part 'rules and devices' cargo test --locked --workspace --exclude nemos-tests --no-fail-fast
 # An image that could not be built is one failure; its tests are not run.
 part 'image' build_image --debug && part 'signed images' build_signed_images && part 'whole devices' image_tests

@@ -26,8 +26,8 @@ use table::{Cut, Table, WentOn};
 
 /// One cut in so many is booted twice.
 const SECOND_BOOT: usize = 5;
-/// One interval in so many is torn, of those that write neither the state nor a header.
-const SAMPLE: usize = 4;
+/// One interval in so many is torn, of those that write the state or a header, and of the others.
+const SAMPLES: [usize; 2] = [2, 8];
 /// After so many failures, more do not help.
 const MOST_FAILURES: usize = 5;
 
@@ -138,7 +138,8 @@ impl Places {
         }
         let matters = log.writes_to(&self.state) || log.writes_to(&self.header);
         let asked = env::var("NEMOS_CUTS_TORN").ok();
-        asked.map_or_else(|| usize::from(matters || random.usize(..SAMPLE) == 0), |times| times.parse().unwrap())
+        let sample = SAMPLES[usize::from(!matters)];
+        asked.map_or_else(|| usize::from(random.usize(..sample) == 0), |times| times.parse().unwrap())
     }
 }
 
