@@ -28,42 +28,43 @@ pub enum CommandError {
         seconds: u64,
     },
     /// It said that it failed.
-    #[error("{program} failed ({status}): {stderr}")]
+    #[error("{program} failed ({status}): {words}")]
     Failed {
         /// Its name.
         program: String,
         /// How it ended.
         status: ExitStatus,
-        /// What it wrote to its standard error.
-        stderr: String,
+        /// What it wrote.
+        words: String,
     },
 }
 
-/// Runs a program to its end, its output discarded.
+/// Runs a program to its end; what it writes is kept for the error.
 ///
 /// Arguments are seen by every process on the device: never a secret among them.
 pub fn run(program: &str, arguments: &[&str], limit: Duration) -> Result<(), CommandError> {
     let name = || program.to_owned();
     let not_started = |source| CommandError::NotStarted { program: name(), source };
+    let (mut reader, writer) = io::pipe().map_err(not_started)?;
+    let both = writer.try_clone().map_err(not_started)?;
     let mut child = Command::new(program)
         .args(arguments)
         .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
+        .stdout(both)
+        .stderr(writer)
         .spawn()
         .map_err(not_started)?;
-    let stderr = child.stderr.take();
     let reader = std::thread::spawn(move || {
         let mut text = Vec::new();
-        stderr.map(|mut pipe| pipe.read_to_end(&mut text));
+        let _ = reader.read_to_end(&mut text);
         String::from_utf8_lossy(&text).trim().to_owned()
     });
     let status = wait(&mut child, limit).map_err(not_started)?;
-    let stderr = reader.join().unwrap_or_default();
+    let words = reader.join().unwrap_or_default();
     match status {
         None => Err(CommandError::TooLong { program: name(), seconds: limit.as_secs() }),
         Some(status) if status.success() => Ok(()),
-        Some(status) => Err(CommandError::Failed { program: name(), status, stderr }),
+        Some(status) => Err(CommandError::Failed { program: name(), status, words }),
     }
 }
 
@@ -86,8 +87,8 @@ mod tests {
 
     #[test]
     fn the_error_has_the_programs_own_words() {
-        let error = run("sh", &["-c", "echo no such disk >&2; exit 3"], Duration::from_secs(10)).unwrap_err();
-        assert!(error.to_string().ends_with("no such disk"), "{error}");
+        let error = run("sh", &["-c", "echo no such; echo disk >&2; exit 3"], Duration::from_secs(10)).unwrap_err();
+        assert!(error.to_string().ends_with("no such\ndisk"), "{error}");
     }
 
     #[test]

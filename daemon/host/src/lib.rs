@@ -7,6 +7,7 @@ pub mod boot;
 pub mod certificate;
 pub mod command;
 mod cryptsetup;
+pub mod fsck;
 pub mod integrity;
 pub mod job;
 pub mod keys;

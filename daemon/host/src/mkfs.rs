@@ -1,4 +1,4 @@
-//! Makes file systems, whatever was there before, and repairs them.
+//! Makes file systems, whatever was there before.
 
 use std::path::Path;
 use std::time::Duration;
@@ -7,8 +7,6 @@ use crate::command::{CommandError, run};
 
 /// It takes seconds; on a large and slow disk, minutes.
 const LIMIT: Duration = Duration::from_secs(600);
-/// Exit status of e2fsck(8): errors were found, and none is left.
-const E2FSCK_REPAIRED: i32 = 1;
 
 /// Makes an ext4 file system; the device discards what it held, if it can.
 pub fn ext4(device: &Path, label: &str) -> Result<(), CommandError> {
@@ -27,12 +25,4 @@ pub fn ext4_for(device: &Path, entries: u64) -> Result<(), CommandError> {
     let inodes = (entries + 32).to_string();
     let features = "^has_journal,^resize_inode,ea_inode";
     run("mkfs.ext4", &["-q", "-F", "-m", "0", "-O", features, "-N", &inodes, &device.to_string_lossy()], LIMIT)
-}
-
-/// Repairs an ext4 file system, as well as that goes.
-pub fn repair_ext4(device: &Path) -> Result<(), CommandError> {
-    match run("e2fsck", &["-y", &device.to_string_lossy()], LIMIT) {
-        Err(CommandError::Failed { status, .. }) if status.code() == Some(E2FSCK_REPAIRED) => Ok(()),
-        ended => ended,
-    }
 }

@@ -13,9 +13,6 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen, move_mount, unmount as unmount2,
 };
 use thiserror::Error;
-use tracing::warn;
-
-use crate::mkfs;
 
 /// A mount that failed.
 #[derive(Debug, Error)]
@@ -33,9 +30,14 @@ impl MountError {
     /// What a file system gives that finds itself broken: a checksum that is not right (`EFSBADCRC`, which user space knows
     /// as `EBADMSG`), contents that contradict themselves (`EFSCORRUPTED`, known as `EUCLEAN`), a journal that cannot be
     /// replayed (`EIO`).
-    fn is_broken(&self) -> bool {
+    pub(crate) fn is_broken(&self) -> bool {
         let broken = [Errno::BADMSG, Errno::UCLEAN, Errno::IO];
         broken.iter().any(|errno| self.error.raw_os_error() == Some(errno.raw_os_error()))
+    }
+
+    /// The same, with what came of the attempt to do something about it.
+    pub(crate) fn explained(self, more: &dyn std::error::Error) -> Self {
+        MountError { explanation: format!("{}; {more}", self.explanation), ..self }
     }
 }
 
@@ -80,24 +82,7 @@ impl<'a> Mount<'a> {
     }
 
     /// Mounts it on `target`, which is made if it is not there.
-    ///
-    /// An ext4 that the kernel finds broken is repaired first. It writes its superblock past its journal and in place:
-    /// a power cut in the middle of those two sectors leaves a checksum that is not theirs; and what a cut leaves of a
-    /// journal is not always what the kernel can replay.
     pub fn on(&self, target: &Path) -> Result<(), MountError> {
-        match self.try_on(target) {
-            Err(broken) if self.fs_type == "ext4" && broken.is_broken() => {
-                warn!("{broken}; repairing it");
-                match mkfs::repair_ext4(Path::new(self.source)) {
-                    Ok(()) => self.try_on(target),
-                    Err(error) => Err(MountError { explanation: format!("{}; {error}", broken.explanation), ..broken }),
-                }
-            }
-            tried => tried,
-        }
-    }
-
-    fn try_on(&self, target: &Path) -> Result<(), MountError> {
         let failed = |error: io::Error, explanation: String| MountError {
             fs_type: self.fs_type,
             source_name: self.source.to_owned(),

@@ -1,11 +1,13 @@
 //! The boot, from the disk to a root that can be switched to.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::Path;
 use std::time::Duration;
 
 use nemos_host::boot::{ReportError, write_report};
+use nemos_host::fsck;
 use nemos_host::integrity::{RootError, open_root, read_through, root_signature};
 use nemos_host::mounts::{Mount, MountError, unmount};
 use nemos_host::partitions::{Disk, DiskError};
@@ -69,7 +71,8 @@ pub fn boot() -> Result<(), Refused> {
     read_through(&lower.join("sbin/init"))?;
 
     let sysroot = Path::new(SYSROOT);
-    let done = with_state(&disk, |store, state| {
+    let mut mounts = Mounts::of(&disk);
+    let done = with_state(&mut mounts, |store, state| {
         let place = Place { disk: &disk, lower, state };
         reset::carry_out(store, &place, factory_reset)
     });
@@ -77,14 +80,16 @@ pub fn boot() -> Result<(), Refused> {
 
     let mut degraded = done.degraded;
     degraded.extend(opened.degraded.clone());
-    degraded.extend(mount_others(&disk, sysroot));
+    degraded.extend(mounts.mount_others(sysroot));
     for reason in &degraded {
         error!("degraded: {reason}");
     }
     let Opened { mode, volume, provider, .. } = opened;
     let disk = disk.device.to_string_lossy().into_owned();
+    let repaired = mounts.repaired.into_iter().collect();
+    let job = done.job;
     let report =
-        BootReport { version: REPORT_VERSION, disk, root_hash, mode, volume, provider, job: done.job, degraded };
+        BootReport { version: REPORT_VERSION, disk, root_hash, mode, volume, provider, job, repaired, degraded };
     write_report(Path::new(REPORT_FILE), &report)?;
     info!("the root is ready, its overlay is {mode}");
     Ok(())
@@ -92,10 +97,10 @@ pub fn boot() -> Result<(), Refused> {
 
 /// Works on the state store while `p.lxstate` is mounted for it. A state that cannot be used means that nothing is
 /// carried out: a request that cannot be read is not a request.
-fn with_state(disk: &Disk, work: impl FnOnce(&Store, &Path) -> Done) -> Done {
+fn with_state(mounts: &mut Mounts<'_>, work: impl FnOnce(&Store, &Path) -> Done) -> Done {
     let folder = Path::new(STATE);
     let unusable = |error: &dyn std::error::Error| Done::nothing(Reason::StateUnreadable { error: error.to_string() });
-    if let Err(error) = mount(disk, Partition::State, folder) {
+    if let Err(error) = mounts.mount(Partition::State, folder) {
         return Done::nothing(Reason::StateUnreadable { error });
     }
     let done = match Store::open(folder) {
@@ -108,23 +113,39 @@ fn with_state(disk: &Disk, work: impl FnOnce(&Store, &Path) -> Done) -> Done {
     done
 }
 
-/// Mounts what has a place of its own below the root. The device comes up without what cannot be mounted.
-fn mount_others(disk: &Disk, sysroot: &Path) -> Vec<Reason> {
-    let places = Partition::ALL.into_iter().filter_map(|partition| Some((partition, partition.mount_point()?)));
-    let mounted = places.map(|(partition, place)| {
-        let target = sysroot.join(place.trim_start_matches('/'));
-        mount(disk, partition, &target).map_err(|error| Reason::NotMounted { partition, error })
-    });
-    mounted.filter_map(Result::err).collect()
+/// The partitions that are mounted as they are.
+struct Mounts<'a> {
+    disk: &'a Disk,
+    /// Those whose file system had to be repaired for it.
+    repaired: BTreeSet<Partition>,
 }
 
-fn mount(disk: &Disk, partition: Partition, target: &Path) -> Result<(), String> {
-    let device = disk.partition(partition, SIBLING).map_err(|error| error.to_string())?;
-    let source = device.to_string_lossy();
-    let mount = match partition {
-        Partition::OciStorage => Mount::new("xfs", &source),
-        Partition::OciPreloaded => Mount::new("squashfs", &source).read_only(),
-        _ => Mount::new("ext4", &source).option("errors", "remount-ro").data_only(),
-    };
-    mount.on(target).map_err(|error| error.to_string())
+impl<'a> Mounts<'a> {
+    fn of(disk: &'a Disk) -> Self {
+        Mounts { disk, repaired: BTreeSet::new() }
+    }
+
+    /// Mounts what has a place of its own below the root. The device comes up without what cannot be mounted.
+    fn mount_others(&mut self, sysroot: &Path) -> Vec<Reason> {
+        let places = Partition::ALL.into_iter().filter_map(|partition| Some((partition, partition.mount_point()?)));
+        let mounted = places.map(|(partition, place)| {
+            let target = sysroot.join(place.trim_start_matches('/'));
+            self.mount(partition, &target).map_err(|error| Reason::NotMounted { partition, error })
+        });
+        mounted.filter_map(Result::err).collect()
+    }
+
+    fn mount(&mut self, partition: Partition, target: &Path) -> Result<(), String> {
+        let device = self.disk.partition(partition, SIBLING).map_err(|error| error.to_string())?;
+        let source = device.to_string_lossy();
+        let mounted = match partition {
+            Partition::OciStorage => Mount::new("xfs", &source).on(target),
+            Partition::OciPreloaded => Mount::new("squashfs", &source).read_only().on(target),
+            _ => {
+                let mount = Mount::new("ext4", &source).option("errors", "remount-ro").data_only();
+                fsck::mount(&mount, target).map(|repaired| self.repaired.extend(repaired.then_some(partition)))
+            }
+        };
+        mounted.map_err(|error| error.to_string())
+    }
 }

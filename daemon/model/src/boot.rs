@@ -146,6 +146,8 @@ pub struct BootReport {
     pub provider: Option<Provider>,
     /// The job that this boot carried out, or tried to.
     pub job: Option<JobId>,
+    /// File systems that could be mounted only after a repair.
+    pub repaired: Vec<Partition>,
     /// Why the boot is degraded; empty if it is not.
     pub degraded: Vec<Reason>,
 }

@@ -85,6 +85,11 @@ pub fn findings(seen: &Observed, last: Result<Option<&Job>, &str>) -> Vec<Findin
         .map(|layer| critical(format!("{} ({}): {}", layer.name, layer.kind, layer.detail)))
         .collect();
     findings.extend(seen.degraded().into_iter().map(critical));
+    findings.extend(seen.report.iter().flat_map(|report| &report.repaired).map(|partition| {
+        warning(format!(
+            "{partition} was broken and repaired at this boot, as after a power cut; `journalctl -b` says how"
+        ))
+    }));
     findings.extend(space(seen));
     if seen.report.as_ref().is_some_and(|report| report.provider == Some(Provider::DemoKey)) {
         findings.push(warning("demo key in use: whoever has the image can open this device's overlay".into()));

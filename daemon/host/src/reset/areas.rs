@@ -9,6 +9,7 @@ use thiserror::Error;
 
 use super::{APPEAR, Work};
 use crate::cryptsetup::CryptError;
+use crate::fsck;
 use crate::mounts::{Mount, MountError, unmount};
 use crate::overlay::{self, OverlayError};
 use crate::partitions::DiskError;
@@ -52,7 +53,7 @@ impl Areas {
             match partition {
                 Partition::Root => areas.open_overlay(work, device, &place)?,
                 Partition::OciStorage => Mount::new("xfs", &device.to_string_lossy()).on(&place)?,
-                _ => Mount::new("ext4", &device.to_string_lossy()).on(&place)?,
+                _ => drop(fsck::mount(&Mount::new("ext4", &device.to_string_lossy()), &place)?),
             }
             areas.mounted.push(place);
         }

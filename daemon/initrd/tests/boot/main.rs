@@ -264,9 +264,12 @@ fn a_torn_superblock_is_repaired() {
 
         let mut running = device.boots();
         running.is_healthy();
+        assert_eq!(running.report.repaired, [partition], "it is not passed over in silence");
         assert_eq!(running.reads("/home/note"), "mine");
         running.shuts_down();
-        device.boots().is_healthy();
+        let mut running = device.boots();
+        running.is_healthy();
+        assert_eq!(running.report.repaired, []);
     }
 }
 

@@ -388,6 +388,7 @@ fn healthy_storage() -> Observed {
             volume: None,
             provider: Some(Provider::DemoKey),
             job: None,
+            repaired: Vec::new(),
             degraded: Vec::new(),
         }),
     }
