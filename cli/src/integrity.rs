@@ -98,8 +98,7 @@ pub async fn run(connection: &Connection, arguments: Arguments, output: Output) 
         }
         Some(Command::Acknowledge { ids, all }) => acknowledge(&proxy, ids, all, output).await,
         Some(Command::Scrub { volumes, rate, no_wait, cancel }) => {
-            let volumes =
-                if volumes.is_empty() { SCRUBBED.map(|volume| volume.name().to_owned()).to_vec() } else { volumes };
+            let volumes = if volumes.is_empty() { can_be_scrubbed(&proxy).await? } else { volumes };
             if cancel {
                 return stop(&proxy, &volumes, output).await;
             }
@@ -109,6 +108,15 @@ pub async fn run(connection: &Connection, arguments: Arguments, output: Output) 
             if no_wait { show(&proxy, &volumes, output).await } else { wait(&proxy, &volumes, output).await }
         }
     }
+}
+
+/// The volumes of this device that can be scrubbed.
+async fn can_be_scrubbed(proxy: &IntegrityProxy<'_>) -> Result<Vec<String>, CallError> {
+    let has_checksums = |record: &VolumeRecord| {
+        SCRUBBED.iter().any(|volume| volume.name() == record.name) && record.algorithm.is_some()
+    };
+    let volumes = proxy.volumes().await?;
+    Ok(volumes.into_iter().filter(has_checksums).map(|record| record.name).collect())
 }
 
 async fn events(proxy: &IntegrityProxy<'_>) -> Result<Vec<Event>, CallError> {

@@ -5,6 +5,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use nemos_model::boot::PRELOADED_HASH_OPTION;
+use nemos_model::integrity::protection::{FEC_ROOTS, OnCorruption, PROTECTION_OPTION};
 use nemos_model::partitions::Partition;
 use serde::Deserialize;
 use thiserror::Error;
@@ -26,6 +28,9 @@ pub struct Recipe {
     pub partitions_mib: Sizes,
     /// The read-only root.
     pub squashfs: Squashfs,
+    /// How the root is protected beyond its hash.
+    #[serde(default)]
+    pub verity: Verity,
     /// Accounts, by name.
     #[serde(default)]
     pub users: BTreeMap<String, User>,
@@ -77,6 +82,23 @@ pub struct Sizes {
 pub struct Squashfs {
     /// 1 (fast) to 22 (small).
     pub zstd_level: u8,
+}
+
+/// How the root is protected beyond its hash.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Verity {
+    /// What the kernel does when it reads a block that is damaged and cannot be mended.
+    pub on_corruption: OnCorruption,
+    /// Parity bytes in each code word of 255, 2 to 24; 0 for none. So many damaged blocks of 255, spread over the root, are
+    /// mended as they are read.
+    pub fec_roots: u32,
+}
+
+impl Default for Verity {
+    fn default() -> Self {
+        Verity { on_corruption: OnCorruption::Report, fec_roots: 2 }
+    }
 }
 
 /// An account.
@@ -221,10 +243,15 @@ impl Recipe {
         if let Some(word) = words.into_iter().find(|word| word.is_empty() || word.contains(char::is_whitespace)) {
             return Err(format!("`{word}`: one word was expected"));
         }
-        if self.kernel.command_line.iter().any(|word| word.starts_with("roothash=")) {
-            return Err("the builder puts roothash= into the command line".to_owned());
+        let ours = ["roothash", PRELOADED_HASH_OPTION, PROTECTION_OPTION];
+        let is_ours = |word: &String| ours.iter().any(|name| word.split('=').next() == Some(name));
+        if let Some(word) = self.kernel.command_line.iter().find(|word| is_ours(word)) {
+            return Err(format!("`{word}`: the builder puts it into the command line; [verity] has the options"));
         }
-        Ok(())
+        match self.verity.fec_roots {
+            roots if roots == 0 || FEC_ROOTS.contains(&roots) => Ok(()),
+            roots => Err(format!("fec-roots is 0 for no parity, or 2 to 24, not {roots}")),
+        }
     }
 }
 

@@ -2,14 +2,15 @@
 
 use std::path::Path;
 
-use devicemapper::{DM, DevId, DmFlags, DmName, DmOptions};
+use devicemapper::{DM, DevId, DmName, DmOptions};
 use nemos_model::boot::REPORT_FILE;
-use nemos_model::integrity::{VERITY_MAPPING, is_signed};
+use nemos_model::integrity::{PRELOADED_MAPPING, VERITY_MAPPING};
 use nemos_model::overlay::{INTEGRITY_MAPPING, LUKS_MAPPING};
 use nemos_model::stack::{Observed, SeenMapping};
 use tracing::debug;
 
 use crate::boot::read_report;
+use crate::integrity::verity;
 use crate::mounts::mounted;
 use crate::partitions::Disk;
 
@@ -29,7 +30,7 @@ pub fn observe() -> Observed {
 
 fn mappings() -> Vec<SeenMapping> {
     match DM::new() {
-        Ok(dm) => [VERITY_MAPPING, LUKS_MAPPING, INTEGRITY_MAPPING]
+        Ok(dm) => [VERITY_MAPPING, PRELOADED_MAPPING, LUKS_MAPPING, INTEGRITY_MAPPING]
             .into_iter()
             .filter_map(|name| mapping(&dm, name))
             .collect(),
@@ -45,14 +46,12 @@ fn mapping(dm: &DM, name: &str) -> Option<SeenMapping> {
     let id = DevId::Name(DmName::new(name).ok()?);
     let (_, targets) = dm.table_status(&id, DmOptions::default()).ok()?;
     let [(_, sectors, target, status)] = targets.as_slice() else { return None };
-    let table = || dm.table_status(&id, DmOptions::default().set_flags(DmFlags::DM_STATUS_TABLE)).ok();
-    let signed = target == "verity"
-        && table().is_some_and(|(_, targets)| targets.iter().any(|(_, _, _, table)| is_signed(table)));
+    let table = if target == "verity" { verity::table(dm, name) } else { None };
     Some(SeenMapping {
         name: name.to_owned(),
         target: target.clone(),
         status: status.clone(),
-        signed,
+        table,
         device: format!("/dev/mapper/{name}"),
         size: sectors * 512,
     })

@@ -8,17 +8,19 @@ use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
+use devicemapper::DM;
 use nemos_host::integrity::ledger::Ledger;
 use nemos_host::integrity::names::names;
+use nemos_host::integrity::owner;
 use nemos_host::integrity::scrub::{self, ScrubError};
+use nemos_host::integrity::verity::{self, Verity};
 use nemos_host::integrity::watch::{Heard, Watch};
-use nemos_host::integrity::{close_root, open_root, owner, verity_table};
 use nemos_host::keys::{Secret, read_key_file};
 use nemos_host::overlay;
 use nemos_model::Timestamp;
 use nemos_model::integrity::event::{Area, Finder, Kind, Place, Source};
 use nemos_model::integrity::scrub::Step;
-use nemos_model::integrity::{RootHash, Sighting, Volume};
+use nemos_model::integrity::{Protection, RootHash, Sighting, VERITY_MAPPING, VerityTable, Volume};
 use nemos_model::partitions::Partition;
 use nemos_model::stack::SeenPartition;
 use nemos_rig::{Disk, corrupt, leave_nothing_open, run};
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
         a_scrub_of_a_sound_root_reads_all_of_it,
         a_scrub_of_the_root_finds_data_and_tree,
         a_scrub_of_the_root_goes_on_where_it_was,
+        a_volume_of_a_single_block_is_checked_too,
         a_scrub_of_the_overlay_reads_what_is_in_use_and_nothing_else,
         a_scrub_of_the_overlay_finds_a_files_damage_and_the_file,
         a_scrub_of_the_overlay_finds_a_damaged_header,
@@ -62,10 +65,15 @@ impl Root {
     }
 
     fn closed() -> Self {
+        Root::with(512 << 10)
+    }
+
+    /// One file of that many random bytes.
+    fn with(size: usize) -> Self {
         let folder = TempDir::new().unwrap();
         let (content, image) = (folder.path().join("content"), folder.path().join("image"));
         fs::create_dir(&content).unwrap();
-        let mut bytes = vec![0; 512 << 10];
+        let mut bytes = vec![0; size];
         File::open("/dev/urandom").unwrap().read_exact(&mut bytes).unwrap();
         fs::write(content.join("file"), bytes).unwrap();
         let options = ["-quiet", "-no-progress", "-noappend", "-comp", "zstd"].map(AsRef::as_ref);
@@ -81,7 +89,16 @@ impl Root {
     }
 
     fn is_opened(&self) {
-        open_root(self.disk.path(), self.hash, None).unwrap();
+        self.verity().open().unwrap();
+    }
+
+    fn verity(&self) -> Verity<'_> {
+        let (partition, root_hash, protection) = (self.disk.path(), self.hash, Protection::default());
+        Verity { mapping: VERITY_MAPPING, partition, root_hash, signature: None, protection }
+    }
+
+    fn table() -> VerityTable {
+        verity::table(&DM::new().unwrap(), VERITY_MAPPING).expect("the root is open")
     }
 
     fn seen(&self) -> [SeenPartition; 1] {
@@ -91,7 +108,7 @@ impl Root {
 
 impl Drop for Root {
     fn drop(&mut self) {
-        let _ = close_root(self.disk.path());
+        let _ = self.verity().close();
         leave_nothing_open(&[]);
     }
 }
@@ -102,8 +119,8 @@ fn seen(partition: Partition, device: &Path) -> [SeenPartition; 1] {
 
 /// Reads the root through, from there.
 fn scrub_root(root: &Root, position: u64) -> (u64, Vec<(Area, u64)>) {
-    let table = verity_table().expect("the root is open");
-    scrubbed(|step| scrub::root::read_through(root.disk.path(), &table, position, step))
+    let table = Root::table();
+    scrubbed(|step| scrub::verity::read_through(root.disk.path(), &table, position, step))
 }
 
 /// Bytes that a scrub has read, and what it has found.
@@ -241,7 +258,7 @@ fn a_healthy_overlay_is_silent() {
 
 fn a_scrub_of_a_sound_root_reads_all_of_it() {
     let root = Root::open();
-    let table = verity_table().unwrap();
+    let table = Root::table();
     let (read, damaged) = scrub_root(&root, 0);
     assert_eq!(damaged, []);
     let size = fs::read(root.disk.path()).unwrap().len() as u64;
@@ -266,6 +283,14 @@ fn a_scrub_of_the_root_goes_on_where_it_was() {
     corrupt(root.disk.path(), 3 * BLOCK, 1);
     corrupt(root.disk.path(), 128 * BLOCK, 1);
     assert_eq!(scrub_root(&root, 128 * BLOCK).1, [(Area::Data, 128 * BLOCK)]);
+}
+
+fn a_volume_of_a_single_block_is_checked_too() {
+    let root = Root::with(0);
+    root.is_opened();
+    assert_eq!(scrub_root(&root, 0), (BLOCK, vec![]));
+    corrupt(root.disk.path(), 4000, 1);
+    assert_eq!(scrub_root(&root, 0).1, [(Area::Data, 0)]);
 }
 
 /// The overlay of a device, on a disk of its own, mounted.

@@ -3,16 +3,19 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nemos_host::boot::{ReportError, write_report};
 use nemos_host::fsck;
-use nemos_host::integrity::{RootError, open_root, read_through, root_signature};
+use nemos_host::integrity::verity::{Verity, VerityError, read_through, signature};
 use nemos_host::mounts::{Mount, MountError, unmount};
 use nemos_host::partitions::{Disk, DiskError};
 use nemos_host::state::Store;
 use nemos_model::boot::{BadCommandLine, BootReport, CommandLine, REPORT_FILE, REPORT_VERSION, Reason};
+use nemos_model::integrity::{
+    PRELOADED_MAPPING, PRELOADED_SIGNATURE, Protection, ROOT_SIGNATURE, RootHash, VERITY_MAPPING,
+};
 use nemos_model::overlay::LOWER_MOUNT;
 use nemos_model::partitions::Partition;
 use thiserror::Error;
@@ -28,7 +31,7 @@ const STATE: &str = "/run/nemos/state";
 /// How long a disk may take to appear: USB and network disks are slow.
 const APPEAR: Duration = Duration::from_secs(30);
 /// How long a partition may take to appear on a disk of which another one is there: the kernel finds all of them at once.
-const SIBLING: Duration = Duration::from_secs(5);
+const SIBLING: Duration = Duration::from_secs(2);
 
 /// Why a boot must not go on.
 #[derive(Debug, Error)]
@@ -44,7 +47,7 @@ pub enum Refused {
     Disk(#[from] DiskError),
     /// The root is not the one that was shipped.
     #[error("{0}. The root file system is damaged or was changed: write the image anew")]
-    Root(#[from] RootError),
+    Root(#[from] VerityError),
     /// The root, or what takes the overlay's place, cannot be mounted.
     #[error(transparent)]
     Mount(#[from] MountError),
@@ -59,19 +62,20 @@ pub enum Refused {
 /// Opens, carries out, mounts and reports.
 pub fn boot() -> Result<(), Refused> {
     let command_line = fs::read_to_string("/proc/cmdline").map_err(Refused::NoCommandLine)?;
-    let CommandLine { root_hash, factory_reset } = CommandLine::parse(&command_line)?;
+    let CommandLine { root_hash, protection, preloaded_hash, factory_reset } = CommandLine::parse(&command_line)?;
     let disk = Disk::booted(APPEAR)?;
     info!("booting from {}", disk.device.display());
 
     let readonly = disk.partition(Partition::Readonly, APPEAR)?;
-    let root = open_root(&readonly, root_hash, root_signature()?.as_deref())?;
+    let signature = signature(ROOT_SIGNATURE)?;
+    let root = Verity { mapping: VERITY_MAPPING, partition: &readonly, root_hash, signature, protection }.open()?;
     let lower = Path::new(LOWER_MOUNT);
     Mount::new("squashfs", &root.to_string_lossy()).read_only().on(lower)?;
     // What takes over next is read now, while this program can still say what is wrong with it.
     read_through(&lower.join("sbin/init"))?;
 
     let sysroot = Path::new(SYSROOT);
-    let mut mounts = Mounts::of(&disk);
+    let mut mounts = Mounts { disk: &disk, preloaded_hash, repaired: BTreeSet::new() };
     let done = with_state(&mut mounts, |store, state| {
         let place = Place { disk: &disk, lower, state };
         reset::carry_out(store, &place, factory_reset)
@@ -84,12 +88,23 @@ pub fn boot() -> Result<(), Refused> {
     for reason in &degraded {
         error!("degraded: {reason}");
     }
-    let Opened { mode, volume, provider, .. } = opened;
+    let Opened { mode, volume, provider, headers, .. } = opened;
     let disk = disk.device.to_string_lossy().into_owned();
     let repaired = mounts.repaired.into_iter().collect();
     let job = done.job;
-    let report =
-        BootReport { version: REPORT_VERSION, disk, root_hash, mode, volume, provider, job, repaired, degraded };
+    let report = BootReport {
+        version: REPORT_VERSION,
+        disk,
+        root_hash,
+        preloaded_hash,
+        mode,
+        volume,
+        provider,
+        job,
+        headers,
+        repaired,
+        degraded,
+    };
     write_report(Path::new(REPORT_FILE), &report)?;
     info!("the root is ready, its overlay is {mode}");
     Ok(())
@@ -116,15 +131,13 @@ fn with_state(mounts: &mut Mounts<'_>, work: impl FnOnce(&Store, &Path) -> Done)
 /// The partitions that are mounted as they are.
 struct Mounts<'a> {
     disk: &'a Disk,
+    /// Under dm-verity, if the image says so.
+    preloaded_hash: Option<RootHash>,
     /// Those whose file system had to be repaired for it.
     repaired: BTreeSet<Partition>,
 }
 
-impl<'a> Mounts<'a> {
-    fn of(disk: &'a Disk) -> Self {
-        Mounts { disk, repaired: BTreeSet::new() }
-    }
-
+impl Mounts<'_> {
     /// Mounts what has a place of its own below the root. The device comes up without what cannot be mounted.
     fn mount_others(&mut self, sysroot: &Path) -> Vec<Reason> {
         let places = Partition::ALL.into_iter().filter_map(|partition| Some((partition, partition.mount_point()?)));
@@ -140,7 +153,11 @@ impl<'a> Mounts<'a> {
         let source = device.to_string_lossy();
         let mounted = match partition {
             Partition::OciStorage => Mount::new("xfs", &source).on(target),
-            Partition::OciPreloaded => Mount::new("squashfs", &source).read_only().on(target),
+            Partition::OciPreloaded => {
+                let verified = self.preloaded_hash.map(|hash| open_preloaded(&device, hash)).transpose()?;
+                let source = verified.as_deref().unwrap_or(&device).to_string_lossy();
+                Mount::new("squashfs", &source).read_only().on(target)
+            }
             _ => {
                 let mount = Mount::new("ext4", &source).option("errors", "remount-ro").data_only();
                 fsck::mount(&mount, target).map(|repaired| self.repaired.extend(repaired.then_some(partition)))
@@ -148,4 +165,13 @@ impl<'a> Mounts<'a> {
         };
         mounted.map_err(|error| error.to_string())
     }
+}
+
+/// Opens the containers that are shipped. Damage to them is no reason to stop, whatever the root's policy is.
+fn open_preloaded(partition: &Path, root_hash: RootHash) -> Result<PathBuf, String> {
+    let open = |signature| {
+        let protection = Protection::default();
+        Verity { mapping: PRELOADED_MAPPING, partition, root_hash, signature, protection }.open()
+    };
+    signature(PRELOADED_SIGNATURE).and_then(open).map_err(|error| error.to_string())
 }

@@ -3,11 +3,12 @@
 use std::path::Path;
 use std::time::Duration;
 
+use nemos_host::integrity::scrub::header;
 use nemos_host::keys::read_key_file;
 use nemos_host::mounts::unmount;
 use nemos_host::overlay::{self as host, OverlayError};
 use nemos_host::partitions::Disk;
-use nemos_model::boot::Reason;
+use nemos_model::boot::{DamagedHeader, Reason};
 use nemos_model::keys::{DEMO_KEY_FILE, Provider};
 use nemos_model::overlay::{Mode, UPPER_MOUNT};
 use nemos_model::partitions::Partition;
@@ -26,6 +27,8 @@ pub struct Opened {
     pub volume: Option<Uuid>,
     /// What opened it.
     pub provider: Option<Provider>,
+    /// Copies of its header that were damaged.
+    pub headers: Vec<DamagedHeader>,
     /// Why it is not as it should be.
     pub degraded: Option<Reason>,
 }
@@ -36,13 +39,18 @@ pub struct Opened {
 /// the key opens will do.
 pub fn open(disk: &Disk, expected: Option<Volume>, lower: &Path, sysroot: &Path) -> Result<Opened, OverlayError> {
     let upper = Path::new(UPPER_MOUNT);
+    let damaged = damaged_headers(disk);
+    let headers = || {
+        let left = damaged_headers(disk);
+        damaged.iter().map(|&start| DamagedHeader { start, repaired: !left.contains(&start) }).collect()
+    };
     let reason = match expected {
         Some(Volume::NeverProvisioned | Volume::Erased) => Reason::OverlayMissing,
         _ => match open_volume(disk, expected, upper) {
             Ok(volume) => match host::mount_overlay(lower, upper, sysroot) {
                 Ok(()) => {
-                    let provider = Some(Provider::DemoKey);
-                    return Ok(Opened { mode: Mode::Persistent, volume: Some(volume), provider, degraded: None });
+                    let (volume, provider, headers) = (Some(volume), Some(Provider::DemoKey), headers());
+                    return Ok(Opened { mode: Mode::Persistent, volume, provider, headers, degraded: None });
                 }
                 Err(error) => {
                     leave(disk, upper);
@@ -54,7 +62,17 @@ pub fn open(disk: &Disk, expected: Option<Volume>, lower: &Path, sysroot: &Path)
     };
     host::mount_volatile(upper)?;
     host::mount_overlay(lower, upper, sysroot)?;
-    Ok(Opened { mode: Mode::Volatile, volume: None, provider: None, degraded: Some(reason) })
+    // Nothing is known of a volume that is not open; that it is not says enough.
+    Ok(Opened { mode: Mode::Volatile, volume: None, provider: None, headers: Vec::new(), degraded: Some(reason) })
+}
+
+/// Where the copies of the header begin that are damaged now.
+fn damaged_headers(disk: &Disk) -> Vec<u64> {
+    let Ok(partition) = disk.partition(Partition::Root, APPEAR) else { return Vec::new() };
+    header::damaged(&partition).unwrap_or_else(|error| {
+        warn!("the headers on {} cannot be read: {error}", partition.display());
+        Vec::new()
+    })
 }
 
 fn open_volume(disk: &Disk, expected: Option<Volume>, upper: &Path) -> Result<Uuid, String> {

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use uuid::Uuid;
 
-use crate::integrity::RootHash;
+use crate::integrity::protection::{InvalidProtection, PROTECTION_OPTION};
+use crate::integrity::{Protection, RootHash};
 use crate::job::JobId;
 use crate::keys::Provider;
 use crate::overlay::Mode;
@@ -19,11 +20,18 @@ pub const REPORT_FILE: &str = "/run/nemos/boot.json";
 /// Version of the report. Writer and reader are of one image, so there is no other.
 pub const REPORT_VERSION: u32 = 1;
 
+/// The word of the kernel's command line with the root hash of the containers that are shipped.
+pub const PRELOADED_HASH_OPTION: &str = "nemos.preloadedhash";
+
 /// What the kernel's command line says to nemos.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CommandLine {
     /// `roothash=`: the only thing that makes a root ours.
     pub root_hash: RootHash,
+    /// `systemd.verity_root_options=`: how the root is protected beyond that.
+    pub protection: Protection,
+    /// `nemos.preloadedhash=`: the root hash of the containers that are shipped, if they are under dm-verity.
+    pub preloaded_hash: Option<RootHash>,
     /// `systemd.factory_reset=1`: whoever boots asks for a factory reset, as systemd-repart(8) has it.
     pub factory_reset: bool,
 }
@@ -35,22 +43,35 @@ pub enum BadCommandLine {
     #[error("the kernel command line has no roothash=; boot the unified kernel image that nemos-image made")]
     NoRootHash,
     /// One that is not a hash.
-    #[error("roothash= on the kernel command line: {0}")]
+    #[error("a hash on the kernel command line: {0}")]
     RootHash(#[from] crate::integrity::InvalidRootHash),
-    /// Two that differ.
-    #[error("the kernel command line has more than one roothash=")]
-    Ambiguous,
+    /// Two of what there can be one.
+    #[error("the kernel command line has more than one {0}=")]
+    Ambiguous(&'static str),
+    /// Protection that nemos cannot give.
+    #[error("{PROTECTION_OPTION}= on the kernel command line: {0}")]
+    Protection(#[from] InvalidProtection),
 }
 
 impl CommandLine {
     /// Reads `/proc/cmdline`.
     pub fn parse(text: &str) -> Result<Self, BadCommandLine> {
-        let mut hashes = text.split_ascii_whitespace().filter_map(|word| word.strip_prefix("roothash="));
-        let root_hash = hashes.next().ok_or(BadCommandLine::NoRootHash)?.parse()?;
-        match hashes.next() {
-            None => Ok(CommandLine { root_hash, factory_reset: asks(text, "systemd.factory_reset") }),
-            Some(_) => Err(BadCommandLine::Ambiguous),
-        }
+        Ok(CommandLine {
+            root_hash: value(text, "roothash")?.ok_or(BadCommandLine::NoRootHash)?.parse()?,
+            protection: value(text, PROTECTION_OPTION)?.unwrap_or_default().parse()?,
+            preloaded_hash: value(text, PRELOADED_HASH_OPTION)?.map(str::parse).transpose()?,
+            factory_reset: asks(text, "systemd.factory_reset"),
+        })
+    }
+}
+
+/// The value of a word of the command line that is there once, if at all.
+fn value<'a>(text: &'a str, name: &'static str) -> Result<Option<&'a str>, BadCommandLine> {
+    let value = |word: &'a str| word.strip_prefix(name)?.strip_prefix('=');
+    let mut values = text.split_ascii_whitespace().filter_map(value);
+    match (values.next(), values.next()) {
+        (value, None) => Ok(value),
+        _ => Err(BadCommandLine::Ambiguous(name)),
     }
 }
 
@@ -129,6 +150,16 @@ impl fmt::Display for Reason {
     }
 }
 
+/// A copy of the header of an encrypted volume that was damaged. libcryptsetup makes it anew from the other one, if that is
+/// sound, and says nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DamagedHeader {
+    /// Where it begins on the partition, in bytes.
+    pub start: u64,
+    /// Whether it is whole again.
+    pub repaired: bool,
+}
+
 /// What the initrd found and did. The daemon reads it; nobody writes it again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BootReport {
@@ -138,6 +169,8 @@ pub struct BootReport {
     pub disk: String,
     /// Root hash that verityRoot was opened with.
     pub root_hash: RootHash,
+    /// Root hash of the containers that are shipped, if they are under dm-verity.
+    pub preloaded_hash: Option<RootHash>,
     /// Where changes to the root go.
     pub mode: Mode,
     /// LUKS UUID of the overlay's volume, if it is open.
@@ -146,6 +179,8 @@ pub struct BootReport {
     pub provider: Option<Provider>,
     /// The job that this boot carried out, or tried to.
     pub job: Option<JobId>,
+    /// Copies of the header of the overlay's volume that were damaged when it was opened.
+    pub headers: Vec<DamagedHeader>,
     /// File systems that could be mounted only after a repair.
     pub repaired: Vec<Partition>,
     /// Why the boot is degraded; empty if it is not.
@@ -187,6 +222,18 @@ mod tests {
         assert_eq!(CommandLine::parse("quiet"), Err(BadCommandLine::NoRootHash));
         assert!(matches!(CommandLine::parse("roothash=beef"), Err(BadCommandLine::RootHash(_))));
         let twice = format!("roothash={HASH} roothash={HASH}");
-        assert_eq!(CommandLine::parse(&twice), Err(BadCommandLine::Ambiguous));
+        assert_eq!(CommandLine::parse(&twice), Err(BadCommandLine::Ambiguous("roothash")));
+    }
+
+    #[test]
+    fn the_protection_is_what_the_command_line_says() {
+        let parse = |words: &str| CommandLine::parse(&format!("roothash={HASH} {words}"));
+        assert_eq!(parse("quiet").unwrap().protection, Protection::default());
+        assert_eq!(parse("quiet").unwrap().preloaded_hash, None);
+        let line =
+            parse(&format!("nemos.preloadedhash={HASH} systemd.verity_root_options=panic-on-corruption")).unwrap();
+        assert_eq!(line.protection.to_string(), "panic-on-corruption");
+        assert_eq!(line.preloaded_hash, Some(line.root_hash));
+        assert!(matches!(parse("systemd.verity_root_options=ignore-corruption"), Err(BadCommandLine::Protection(_))));
     }
 }

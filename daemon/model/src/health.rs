@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::integrity::VERITY_MAPPING;
 use crate::job::{Job, JobState};
 use crate::keys::Provider;
 use crate::overlay::UPPER_MOUNT;
@@ -85,6 +86,12 @@ pub fn findings(seen: &Observed, last: Result<Option<&Job>, &str>) -> Vec<Findin
         .map(|layer| critical(format!("{} ({}): {}", layer.name, layer.kind, layer.detail)))
         .collect();
     findings.extend(seen.degraded().into_iter().map(critical));
+    let root = seen.mapping_named(VERITY_MAPPING).and_then(|mapping| mapping.table.as_ref());
+    if root.is_some_and(|table| !table.signed) {
+        let message = "the root is verified, and its root hash is not signed: whoever can write the disk can put another \
+                       one there; `nemos-image build --keys` makes a signed image";
+        findings.push(warning(message.into()));
+    }
     findings.extend(seen.report.iter().flat_map(|report| &report.repaired).map(|partition| {
         warning(format!(
             "{partition} was broken and repaired at this boot, as after a power cut; `journalctl -b` says how"

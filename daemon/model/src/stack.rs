@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::boot::{BootReport, Reason};
-use crate::integrity::{VERITY_MAPPING, VerityStatus};
+use crate::integrity::{PRELOADED_MAPPING, VERITY_MAPPING, VerityStatus, VerityTable};
 use crate::overlay::{INTEGRITY_MAPPING, LOWER_MOUNT, LUKS_MAPPING, Mode, OVERLAY_SOURCE, UPPER_MOUNT};
 use crate::partitions::Partition;
 
@@ -79,8 +79,8 @@ pub struct SeenMapping {
     pub target: String,
     /// Status parameters of the target.
     pub status: String,
-    /// For `verity`: whether the kernel checked a signature over the root hash.
-    pub signed: bool,
+    /// For `verity`: what is compared with what.
+    pub table: Option<VerityTable>,
     /// Its device node.
     pub device: String,
     /// Its size in bytes.
@@ -120,7 +120,8 @@ pub struct Observed {
 /// Draws the whole stack, from the root down; a layer that should be there and is not is drawn as failed.
 pub fn layers(seen: &Observed) -> Vec<Layer> {
     let volatile = seen.report.as_ref().is_some_and(|report| report.mode == Mode::Volatile);
-    let mut layers = vec![seen.root(), seen.mount(LOWER_MOUNT, "squashfs", VERITY_MAPPING), seen.verity()];
+    let mut layers = vec![seen.root(), seen.mount(LOWER_MOUNT, "squashfs", VERITY_MAPPING)];
+    layers.push(seen.verity(VERITY_MAPPING, Partition::Readonly));
     if volatile {
         layers.push(seen.volatile_upper());
     } else {
@@ -128,15 +129,16 @@ pub fn layers(seen: &Observed) -> Vec<Layer> {
         layers.push(seen.mapping(LUKS_MAPPING, "crypt", INTEGRITY_MAPPING));
         layers.push(seen.mapping(INTEGRITY_MAPPING, "integrity", Partition::Root.label()));
     }
-    for (partition, fs_type) in [
-        (Partition::Home, "ext4"),
-        (Partition::OciStorage, "xfs"),
-        (Partition::OciPreloaded, "squashfs"),
-        (Partition::State, "ext4"),
+    let (preloaded, preloaded_on) = seen.preloaded();
+    for (partition, fs_type, on) in [
+        (Partition::Home, "ext4", Partition::Home.label()),
+        (Partition::OciStorage, "xfs", Partition::OciStorage.label()),
+        (Partition::OciPreloaded, "squashfs", preloaded_on),
+        (Partition::State, "ext4", Partition::State.label()),
     ] {
-        let target = partition.mount_point().unwrap_or_default();
-        layers.push(seen.mount(target, fs_type, partition.label()));
+        layers.push(seen.mount(partition.mount_point().unwrap_or_default(), fs_type, on));
     }
+    layers.extend(preloaded);
     layers.extend(Partition::ALL.map(|partition| seen.partition(partition)));
     layers
 }
@@ -194,10 +196,26 @@ impl Observed {
         Layer { device: None, ..Layer::of_mount(UPPER_MOUNT, "tmpfs", LayerState::Failed, detail, mount) }
     }
 
-    fn verity(&self) -> Layer {
-        let mut layer = self.mapping(VERITY_MAPPING, "verity", Partition::Readonly.label());
-        let mapping = self.mappings.iter().find(|mapping| mapping.name == VERITY_MAPPING);
-        let signed = mapping.is_some_and(|mapping| mapping.signed);
+    /// A mapping by its name.
+    pub fn mapping_named(&self, name: &str) -> Option<&SeenMapping> {
+        self.mappings.iter().find(|mapping| mapping.name == name)
+    }
+
+    /// The dm-verity mapping of the containers that are shipped, and what they lie on: it, if the image has it.
+    fn preloaded(&self) -> (Option<Layer>, &'static str) {
+        let partition = Partition::OciPreloaded;
+        let is_verified = self.report.as_ref().is_some_and(|report| report.preloaded_hash.is_some());
+        if is_verified || self.mapping_named(PRELOADED_MAPPING).is_some() {
+            (Some(self.verity(PRELOADED_MAPPING, partition)), PRELOADED_MAPPING)
+        } else {
+            (None, partition.label())
+        }
+    }
+
+    fn verity(&self, name: &str, on: Partition) -> Layer {
+        let mut layer = self.mapping(name, "verity", on.label());
+        let mapping = self.mapping_named(name);
+        let signed = mapping.and_then(|mapping| mapping.table.as_ref()).is_some_and(|table| table.signed);
         let status = mapping.map(|mapping| VerityStatus::parse(&mapping.status));
         (layer.state, layer.detail) = match status {
             Some(Some(VerityStatus::Verified)) if signed => (LayerState::Ok, "verified (with signature)".to_owned()),
@@ -209,7 +227,7 @@ impl Observed {
     }
 
     fn mapping(&self, name: &str, target: &str, on: &str) -> Layer {
-        let mapping = self.mappings.iter().find(|mapping| mapping.name == name);
+        let mapping = self.mapping_named(name);
         let (state, detail) = match mapping {
             Some(mapping) if mapping.target == target => (LayerState::Ok, "active"),
             Some(_) => (LayerState::Failed, "another target has this name"),
@@ -282,7 +300,7 @@ mod tests {
             name: name.into(),
             target: target.into(),
             status: status.into(),
-            signed: false,
+            table: None,
             device: format!("/dev/mapper/{name}"),
             size: 100,
         }
@@ -320,9 +338,11 @@ mod tests {
     #[test]
     fn a_signature_that_the_kernel_checked_is_told() {
         let mut seen = healthy();
-        let verity = |seen: &Observed| seen.verity().detail;
+        let verity = |seen: &Observed| seen.verity(VERITY_MAPPING, Partition::Readonly).detail;
         assert_eq!(verity(&seen), "verified");
-        seen.mappings[0].signed = true;
+        let root_hash = "ab".repeat(32).parse().unwrap();
+        let table = VerityTable { data_blocks: 8, tree: 9, root_hash, salt: Vec::new(), signed: true };
+        seen.mappings[0].table = Some(table);
         assert_eq!(verity(&seen), "verified (with signature)");
         seen.mappings[0].status = "C".to_owned();
         assert_eq!(verity(&seen), "corrupted");
@@ -335,9 +355,14 @@ mod tests {
 
     #[test]
     fn every_layer_sits_on_layers_that_are_drawn() {
-        let layers = layers(&healthy());
-        for below in layers.iter().flat_map(|layer| &layer.on) {
-            assert!(layers.iter().any(|layer| layer.name == *below), "{below} is not drawn");
+        let mut verified = healthy();
+        verified.mappings.push(mapping(PRELOADED_MAPPING, "verity", "V"));
+        for seen in [healthy(), verified] {
+            let layers = layers(&seen);
+            for below in layers.iter().flat_map(|layer| &layer.on) {
+                assert!(layers.iter().any(|layer| layer.name == *below), "{below} is not drawn");
+            }
+            assert_eq!(failed(&seen), Vec::<String>::new());
         }
     }
 

@@ -42,7 +42,7 @@ async fn run() -> anyhow::Result<()> {
     // Callers are asked about on a connection of their own, so that the bus's own answers never wait for ours.
     let asking = Connection::system().await.context("cannot connect to the system bus")?;
     let (reboots, mut wanted) = mpsc::unbounded_channel();
-    let (integrity, mut damaged) = Integrity::of_this_device(Arc::new(ThisStorage::default()));
+    let (integrity, mut damaged) = Integrity::of_this_device(Arc::new(ThisStorage));
     let mut view = integrity.watch();
     let service = Arc::new(Service {
         desk: Desk::new(Arc::new(ThisDevice::default())),

@@ -9,6 +9,7 @@ use super::Context;
 use super::error::BuildError;
 use super::ids::Ids;
 use super::tool::Tool;
+use super::verity::Verified;
 
 /// `p.lxstate`: ext4 with the state of a device that was never booted.
 pub fn state(context: &Context, size: u64, ids: &Ids) -> Result<PathBuf, BuildError> {
@@ -42,7 +43,7 @@ pub fn state(context: &Context, size: u64, ids: &Ids) -> Result<PathBuf, BuildEr
 }
 
 /// `p.lxoci-preloaded`: a squashfs of the containers that are shipped; none, so far.
-pub fn preloaded(context: &Context) -> Result<PathBuf, BuildError> {
+pub fn preloaded(context: &Context, ids: &Ids) -> Result<Verified, BuildError> {
     let folder = context.scratch.join("preloaded");
     fs::create_dir(&folder).map_err(BuildError::io("making", &folder))?;
     let image = context.scratch.join("preloaded.squashfs");
@@ -53,5 +54,5 @@ pub fn preloaded(context: &Context) -> Result<PathBuf, BuildError> {
         .arg(&image)
         .args(["-quiet", "-no-progress", "-comp", "zstd", "-all-root", "-root-mode", "0755"])
         .run()?;
-    Ok(image)
+    Verified::make(context, image, "preloaded", 0, ids)
 }

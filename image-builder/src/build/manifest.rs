@@ -89,7 +89,7 @@ fn disk(layout: &Layout, ids: &Ids, root: &Root, uki: &Path) -> Result<Disk, Bui
         Extent { label, guid, start: found.start, size: found.size }
     };
     Ok(Disk {
-        root_hash: root.hash,
+        root_hash: root.verified.hash,
         size: layout.disk_size,
         partitions: Partition::ALL.map(extent).to_vec(),
         kernel: uki.kernel.clone().unwrap_or_default(),

@@ -26,6 +26,7 @@ mod root;
 mod table;
 mod tool;
 mod uki;
+mod verity;
 
 use std::env;
 use std::fs;
@@ -227,17 +228,23 @@ fn make(args: &BuildArgs, context: &Context, recipe_text: &str, progress: &Progr
     let ids = Ids::new(Digest::of(inputs));
     let root = progress.step("root", || {
         let made = Root::make(context, &distribution, &deb, &ids)?;
-        let told = format!("squashfs {}, hash tree {}", mib(made.sizes.0), mib(made.sizes.1));
+        let parity = if made.verified.fec.is_some() { " and parity" } else { "" };
+        let (data, tree) = (mib(made.verified.data), mib(made.verified.overhead()?));
+        Ok((made, format!("squashfs {data}, hash tree{parity} {tree}")))
+    })?;
+    let preloaded = progress.step("containers", || {
+        let made = filesystems::preloaded(context, &ids)?;
+        let told = format!("squashfs {}", mib(made.data));
         Ok((made, told))
     })?;
     let uki = progress.step("kernel image", || {
-        let made = uki::make(context, &distribution, &initrd, &root)?;
+        let made = uki::make(context, &distribution, &initrd, &root, &preloaded)?;
         let told = format!("{}, Linux {}", mib(size_of(&made)?), distribution.kernel_version);
         Ok((made, told))
     })?;
     let (disk, layout) = progress.step("disk", || {
-        let preloaded = filesystems::preloaded(context)?;
-        let (root_size, preloaded_size) = (size_of(&root.file)? + metadata::BLOCK as u64, size_of(&preloaded)?);
+        let root_size = size_of(&root.verified.file)? + metadata::BLOCK as u64;
+        let preloaded_size = size_of(&preloaded.file)?;
         let layout = Layout::new(|partition| match partition {
             Partition::Readonly => root_size,
             Partition::OciPreloaded => preloaded_size,
@@ -247,9 +254,9 @@ fn make(args: &BuildArgs, context: &Context, recipe_text: &str, progress: &Progr
         let state = filesystems::state(context, layout.size_of(Partition::State), &ids)?;
         let contents = [
             (Partition::Esp, esp),
-            (Partition::OciPreloaded, preloaded),
+            (Partition::OciPreloaded, preloaded.file.clone()),
             (Partition::State, state),
-            (Partition::Readonly, root.file.clone()),
+            (Partition::Readonly, root.verified.file.clone()),
         ];
         let metadata = root.metadata(context.keys.as_ref())?;
         let disk = disk::write(context, &layout, &contents, (Partition::Readonly, &metadata), &ids)?;
@@ -273,7 +280,7 @@ fn make(args: &BuildArgs, context: &Context, recipe_text: &str, progress: &Progr
         disk::publish(file, &args.output)?;
     }
     let published = disk::publish(&disk, &args.output)?;
-    eprintln!("{} in {:.1} s, root hash {}", published.display(), progress.seconds(), root.hash);
+    eprintln!("{} in {:.1} s, root hash {}", published.display(), progress.seconds(), root.verified.hash);
     Ok(published)
 }
 

@@ -1,10 +1,8 @@
 //! The read-only root: Debian's part, our package and the recipe's files, as a squashfs with its hash tree behind it.
 
 use std::fmt::Write as _;
-use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
 
-use nemos_model::integrity::RootHash;
 use nemos_model::manifest::FILE;
 use nemos_model::partitions::Partition;
 
@@ -16,25 +14,20 @@ use super::host::is_root;
 use super::ids::Ids;
 use super::manifest;
 use super::tool::Tool;
+use super::verity::Verified;
 use crate::image::metadata::{self, Metadata};
 use crate::image::verity;
 use crate::keys::{Keys, Purpose, Scheme};
 
-/// A squashfs with its hash tree.
+/// The root.
 #[derive(Debug)]
 pub struct Root {
-    /// The content of the partition.
-    pub file: PathBuf,
-    /// What the kernel compares with.
-    pub hash: RootHash,
+    /// What the kernel opens.
+    pub verified: Verified,
     /// Its os-release.
     pub os_release: String,
-    /// Bytes of the file system, and of the tree behind it.
-    pub sizes: (u64, u64),
     /// Its own manifest.
     pub manifest: PathBuf,
-    /// In hexadecimal.
-    salt: String,
 }
 
 impl Root {
@@ -61,21 +54,19 @@ impl Root {
             .download(FILE, &manifest)
             .kept()
             .pipe_into(squashfs)?;
-        let size = fs::metadata(&file).map_err(BuildError::io("reading", &file))?.len();
-        let hash = append_hash_tree(context, &file, size, ids)?;
-        let whole = fs::metadata(&file).map_err(BuildError::io("reading", &file))?.len();
-        Ok(Root { file, hash, os_release, sizes: (size, whole - size), manifest, salt: salt(ids) })
+        let verified = Verified::make(context, file, "verity", context.recipe.verity.fec_roots, ids)?;
+        Ok(Root { verified, os_release, manifest })
     }
 
     /// The block at the end of its partition, signed if there are keys.
     pub fn metadata(&self, keys: Option<&Keys>) -> Result<[u8; metadata::BLOCK], BuildError> {
-        let data_blocks = self.sizes.0.div_ceil(verity::BLOCK);
+        let data_blocks = self.verified.data / verity::BLOCK;
         let metadata = Metadata {
             file_system: "squashfs".to_owned(),
             data_blocks,
             hash_start: data_blocks,
-            root_hash: self.hash,
-            salt: self.salt.clone(),
+            root_hash: self.verified.hash,
+            salt: verity::hex(&self.verified.salt),
         };
         let sign = |keys: &Keys| keys.sign(Purpose::Root, Scheme::Pss, &metadata.message());
         let signature = keys.map(sign).transpose()?.unwrap_or_default();
@@ -83,32 +74,10 @@ impl Root {
     }
 }
 
-fn salt(ids: &Ids) -> String {
-    ids.digest("verity salt").hex()
-}
-
 /// mksquashfs, as somebody that it takes for root: it ignores the archive's entry for the root folder itself, and gives that
 /// to whoever runs it.
 fn mksquashfs() -> Tool {
     if is_root() { Tool::new("mksquashfs") } else { Tool::new("unshare").args(["--map-root-user", "mksquashfs"]) }
-}
-
-/// Puts the tree where nemos-initrd looks for it: behind the file system, in blocks of 4096 bytes.
-fn append_hash_tree(context: &Context, file: &Path, size: u64, ids: &Ids) -> Result<RootHash, BuildError> {
-    let offset = size.next_multiple_of(4096);
-    let grown = OpenOptions::new().write(true).open(file).and_then(|file| file.set_len(offset));
-    grown.map_err(BuildError::io("writing", file))?;
-    let hash_file = context.scratch.join("roothash");
-    Tool::new("veritysetup")
-        .args(["format", "--hash=sha256", "--data-block-size=4096", "--hash-block-size=4096"])
-        .arg(format!("--data-blocks={}", offset / 4096))
-        .arg(format!("--hash-offset={offset}"))
-        .arg(format!("--salt={}", salt(ids)))
-        .arg(format!("--uuid={}", ids.uuid("verity")))
-        .arg(format!("--root-hash-file={}", hash_file.display()))
-        .args([file, file])
-        .run()?;
-    Ok(super::read(&hash_file)?.trim().parse()?)
 }
 
 fn os_release(context: &Context, ids: &Ids) -> String {
@@ -149,6 +118,9 @@ fn customization(context: &Context, os_release: &str, manifest: &str) -> String 
     line(file("/usr/lib/os-release", os_release));
     line(file("/etc/machine-id", "uninitialized\n"));
     line(file("/etc/fstab", ""));
+    // What systemd makes anew for another /usr (caches of the linker, of the journal's catalog) was made with this one.
+    line(file("/etc/.updated", ""));
+    line(file("/var/.updated", ""));
     for unit in &recipe.units.enable {
         line(format!("inside systemctl --quiet enable {unit}"));
     }
@@ -188,6 +160,8 @@ pub fn quoted(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::build::Tool;
 

@@ -4,7 +4,9 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use nemos_model::integrity::{ROOT_SIGNATURE, RootHash};
+use nemos_model::boot::PRELOADED_HASH_OPTION;
+use nemos_model::integrity::protection::{OnCorruption, PROTECTION_OPTION, Protection};
+use nemos_model::integrity::{PRELOADED_SIGNATURE, ROOT_SIGNATURE};
 
 use super::Context;
 use super::distribution::Distribution;
@@ -15,6 +17,7 @@ use super::initrd::{self, Initrd};
 use super::package::Packed;
 use super::root::Root;
 use super::tool::Tool;
+use super::verity::Verified;
 use crate::image::uki::{REQUIRE_SIGNATURES, Uki};
 use crate::image::{authenticode, pcr};
 use crate::keys::{Keys, Purpose, pkcs7};
@@ -22,14 +25,15 @@ use crate::keys::{Keys, Purpose, pkcs7};
 /// Where firmware looks on a disk that it was told nothing about.
 pub const REMOVABLE_PATH: &str = "EFI/BOOT/BOOTX64.EFI";
 
-/// The command line: the root hash, what a signed image asks of the kernel, and the recipe's words.
-fn command_line(root_hash: &RootHash, signed: bool, words: &[String]) -> String {
-    let mut line = format!("roothash={root_hash}");
-    for word in signed.then_some(REQUIRE_SIGNATURES).into_iter().chain(words.iter().map(String::as_str)) {
-        line.push(' ');
-        line.push_str(word);
-    }
-    line
+/// The command line: what is compared with what, how that is protected, what a signed image asks of the kernel, and the
+/// recipe's words.
+fn command_line(root: &Verified, preloaded: &Verified, policy: OnCorruption, signed: bool, words: &[String]) -> String {
+    let protection = Protection { on_corruption: policy, fec: root.fec };
+    let mut line = vec![format!("roothash={}", root.hash), format!("{PRELOADED_HASH_OPTION}={}", preloaded.hash)];
+    line.extend((protection != Protection::default()).then(|| format!("{PROTECTION_OPTION}={protection}")));
+    line.extend(signed.then(|| REQUIRE_SIGNATURES.to_owned()));
+    line.extend_from_slice(words);
+    line.join(" ")
 }
 
 /// Puts it together, and signs it if there are keys.
@@ -38,24 +42,33 @@ pub fn make(
     distribution: &Distribution,
     initrd: &Initrd,
     root: &Root,
+    preloaded: &Verified,
 ) -> Result<PathBuf, BuildError> {
     let uki = context.scratch.join("uki.efi");
+    let (policy, words) = (context.recipe.verity.on_corruption, &context.recipe.kernel.command_line);
+    let line = command_line(&root.verified, preloaded, policy, context.keys.is_some(), words);
+    let ukify = |more: &[String]| ukify(context, distribution, initrd, &root.os_release, &line, &uki, more);
     let Some(keys) = &context.keys else {
-        ukify(context, distribution, initrd, root, &uki, &[])?;
+        ukify(&[])?;
         return Ok(uki);
     };
-    let signature = context.scratch.join("roothash.cpio");
-    initrd::archive(context, &root_signature(keys, root)?, &signature)?;
+    let signatures = [("roothash", ROOT_SIGNATURE, &root.verified), ("preloadedhash", PRELOADED_SIGNATURE, preloaded)];
+    let signatures = signatures.map(|(name, path, verified)| {
+        let archive = context.scratch.join(format!("{name}.cpio"));
+        initrd::archive(context, &hash_signature(keys, path, verified)?, &archive)?;
+        Ok::<_, BuildError>(format!("--initrd={}", archive.display()))
+    });
     let public = context.scratch.join("pcr.pem");
     super::write(&public, &keys.trusted(Purpose::Pcr).public_key_pem()?)?;
-    let signed = [format!("--initrd={}", signature.display()), format!("--pcrpkey={}", public.display())];
+    let mut signed = signatures.into_iter().collect::<Result<Vec<_>, _>>()?;
+    signed.push(format!("--pcrpkey={}", public.display()));
     // Twice: what a TPM will measure is told from the first one, and the signature over that, in the second, is not measured.
-    ukify(context, distribution, initrd, root, &uki, &signed)?;
+    ukify(&signed)?;
     let made = fs::read(&uki).map_err(BuildError::io("reading", &uki))?;
     let policy = context.scratch.join("pcrsig.json");
     super::write(&policy, &pcr::sign(keys, &Uki::parse(made)?.measured()?)?)?;
     let section = format!("--section=.pcrsig:@{}", policy.display());
-    ukify(context, distribution, initrd, root, &uki, &[signed.as_slice(), &[section]].concat())?;
+    ukify(&[signed.as_slice(), &[section]].concat())?;
     let mut made = fs::read(&uki).map_err(BuildError::io("reading", &uki))?;
     authenticode::pad(&mut made);
     let signature = pkcs7::program(keys, authenticode::digest(&made)?)?;
@@ -64,23 +77,23 @@ pub fn make(
     Ok(uki)
 }
 
-/// The signature over the root hash, where nemos-initrd looks for it.
-fn root_signature(keys: &Keys, root: &Root) -> Result<Packed, BuildError> {
-    let content = pkcs7::detached(keys, root.hash.to_string().as_bytes())?;
-    Ok(Packed { path: ROOT_SIGNATURE.trim_start_matches('/').to_owned(), mode: 0o644, content })
+/// The signature over a root hash, where nemos-initrd looks for it.
+fn hash_signature(keys: &Keys, path: &str, verified: &Verified) -> Result<Packed, BuildError> {
+    let content = pkcs7::detached(keys, verified.hash.to_string().as_bytes())?;
+    Ok(Packed { path: path.trim_start_matches('/').to_owned(), mode: 0o644, content })
 }
 
 fn ukify(
     context: &Context,
     distribution: &Distribution,
     initrd: &Initrd,
-    root: &Root,
+    os_release_text: &str,
+    command_line: &str,
     to: &Path,
     more: &[String],
 ) -> Result<(), BuildError> {
     let os_release = context.scratch.join("os-release");
-    super::write(&os_release, &root.os_release)?;
-    let command_line = command_line(&root.hash, context.keys.is_some(), &context.recipe.kernel.command_line);
+    super::write(&os_release, os_release_text)?;
     Tool::new(PYTHON)
         .arg(&distribution.ukify)
         .arg("build")
@@ -121,15 +134,29 @@ pub fn make_esp(context: &Context, uki: &Path, size: u64, ids: &Ids) -> Result<P
 
 #[cfg(test)]
 mod tests {
+    use nemos_model::boot::CommandLine;
+    use nemos_model::integrity::protection::Fec;
+
     use super::*;
 
     #[test]
     fn the_root_hash_comes_first_and_the_recipes_words_stay_in_their_order() {
-        let root_hash: RootHash = "ab".repeat(32).parse().expect("a root hash");
+        let verified = |digit: &str, fec| Verified {
+            file: PathBuf::new(),
+            hash: digit.repeat(64).parse().expect("a root hash"),
+            salt: Vec::new(),
+            data: 8192,
+            fec,
+        };
         let words = ["console=tty0", "console=ttyS0"].map(str::to_owned);
-        let line = command_line(&root_hash, false, &words);
-        assert_eq!(line, format!("roothash={root_hash} console=tty0 console=ttyS0"));
-        let line = command_line(&root_hash, true, &words);
-        assert_eq!(line, format!("roothash={root_hash} dm_verity.require_signatures=1 console=tty0 console=ttyS0"));
+        let (root, preloaded) = (verified("a", None), verified("b", None));
+        let hashes = format!("roothash={} nemos.preloadedhash={}", root.hash, preloaded.hash);
+        let line = command_line(&root, &preloaded, OnCorruption::Report, false, &words);
+        assert_eq!(line, format!("{hashes} console=tty0 console=ttyS0"));
+        let root = verified("a", Some(Fec { roots: 2, offset: 16384 }));
+        let line = command_line(&root, &preloaded, OnCorruption::Panic, true, &words);
+        let options = "systemd.verity_root_options=panic-on-corruption,fec-offset=16384,fec-roots=2";
+        assert_eq!(line, format!("{hashes} {options} dm_verity.require_signatures=1 console=tty0 console=ttyS0"));
+        CommandLine::parse(&line).expect("what nemos-initrd reads");
     }
 }

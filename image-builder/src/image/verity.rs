@@ -97,8 +97,7 @@ impl Superblock {
         let salt_size = usize::from(u16::from_le_bytes([bytes[80], bytes[81]]));
         is(salt_size <= 256, "a salt of more than 256 bytes")?;
         let data_blocks = u64::from(word(72)) | u64::from(word(76)) << 32;
-        // A single block has no tree at all: its digest is the root hash.
-        is((2..1 << 40).contains(&data_blocks), "an impossible size")?;
+        is((1..1 << 40).contains(&data_blocks), "an impossible size")?;
         let mut uuid = [0; 16];
         uuid.copy_from_slice(&bytes[16..32]);
         Ok(Superblock { uuid: Uuid::from_bytes(uuid), data_blocks, salt: bytes[88..88 + salt_size].to_vec() })
@@ -106,14 +105,14 @@ impl Superblock {
 
     /// The salt in hexadecimal.
     pub fn salt_hex(&self) -> String {
-        self.salt.iter().fold(String::new(), |mut text, byte| {
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
+        hex(&self.salt)
     }
 
-    /// Blocks of each level, the one next to the data first.
+    /// Blocks of each level, the one next to the data first. A single block has no tree at all: its digest is the root hash.
     fn levels(&self) -> Vec<u64> {
+        if self.data_blocks == 1 {
+            return Vec::new();
+        }
         let mut levels = vec![self.data_blocks.div_ceil(PER_BLOCK)];
         while let Some(below @ 2..) = levels.last() {
             levels.push(below.div_ceil(PER_BLOCK));
@@ -127,6 +126,14 @@ impl Superblock {
     }
 }
 
+/// Bytes in hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
 /// Recomputes the whole tree over the data at `data`, with its superblock at `hashes`, and compares.
 pub fn check(disk: &File, data: u64, hashes: u64, superblock: &Superblock, root: &RootHash) -> Result<(), Corrupted> {
     let levels = superblock.levels();
@@ -134,15 +141,18 @@ pub fn check(disk: &File, data: u64, hashes: u64, superblock: &Superblock, root:
     // The top level comes first on the disk.
     let start = |level: usize| hashes + BLOCK * (1 + levels[level + 1..].iter().sum::<u64>());
     let mut top = [0; BLOCK as usize];
-    disk.read_exact_at(&mut top, start(levels.len() - 1))?;
+    disk.read_exact_at(&mut top, levels.len().checked_sub(1).map_or(data, start))?;
     if salted.clone().chain_update(top).finalize()[..] != root.as_bytes()[..] {
         return Err(Corrupted::RootHash);
     }
-    for level in (0..levels.len() - 1).rev() {
+    for level in (0..levels.len().saturating_sub(1)).rev() {
         let wrong = compare(disk, &salted, start(level), levels[level], start(level + 1))?;
         if let Some(block) = wrong.first {
             return Err(Corrupted::Hash { level, block });
         }
+    }
+    if levels.is_empty() {
+        return Ok(());
     }
     match compare(disk, &salted, data, superblock.data_blocks, start(0))? {
         Wrong { first: Some(first), count } => Err(Corrupted::Data { count, first }),
@@ -209,7 +219,7 @@ mod tests {
 
     #[test]
     fn veritysetups_trees_are_recomputed_at_every_height() {
-        for blocks in [2, 127, 128, 129, 128 * 128 + 1] {
+        for blocks in [1, 2, 127, 128, 129, 128 * 128 + 1] {
             let (file, offset, superblock, root) = formatted(blocks);
             assert_eq!(superblock.data_blocks, blocks);
             assert_eq!(superblock.salt, [1, 2, 3, 4, 5]);

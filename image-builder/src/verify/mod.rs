@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use gptman::GPTPartitionEntry;
+use nemos_model::boot::PRELOADED_HASH_OPTION;
 use nemos_model::integrity::{InvalidRootHash, RootHash};
 use nemos_model::partitions::Partition;
 use thiserror::Error;
@@ -108,15 +109,15 @@ pub fn verify(args: &VerifyArgs, mut tell: impl FnMut(String)) -> Result<bool, V
             told("kernel image", root_hash.map(|hash| format!("asks for root hash {hash}")));
             told("kernel image signature", trust::kernel_image(&uki, &expected));
             told("PCR 11", trust::measurement(&uki, &expected));
+            told("preloaded containers", preloaded(&image, &uki));
             if let Some(root_hash) = known {
                 told("root hash signature", trust::root_hash(&uki, &root_hash, &expected));
-                told("root", root(&image, &root_hash));
+                told("root", verified(&image, Partition::Readonly, &root_hash));
                 told("metadata", trust::metadata(&image, &root_hash, &expected));
             }
         }
         Err(error) => told("kernel image", Err(error.into())),
     }
-    told("preloaded containers", preloaded(&image));
     told("state", state(&image));
     Ok(sound)
 }
@@ -182,8 +183,8 @@ fn root_hash(uki: &Uki) -> Result<RootHash, Fault> {
     Ok(uki.word("roothash").ok_or(Fault::NoRootHash)?.parse()?)
 }
 
-fn root(image: &Image, root_hash: &RootHash) -> Result<String, Fault> {
-    let found = image.require(Partition::Readonly)?;
+fn verified(image: &Image, partition: Partition, root_hash: &RootHash) -> Result<String, Fault> {
+    let found = image.require(partition)?;
     let superblock = squashfs::Superblock::parse(&image.read(found.start)?)?;
     let data = superblock.bytes_used.next_multiple_of(verity::BLOCK);
     if data + verity::SUPERBLOCK as u64 > found.size {
@@ -204,13 +205,17 @@ fn root(image: &Image, root_hash: &RootHash) -> Result<String, Fault> {
     Ok(format!("{} blocks, hash tree and root hash right", tree.data_blocks))
 }
 
-fn preloaded(image: &Image) -> Result<String, Fault> {
+/// The containers that are shipped: under dm-verity as the root is, unless the kernel image has no hash of them.
+fn preloaded(image: &Image, uki: &Uki) -> Result<String, Fault> {
+    if let Some(hash) = uki.word(PRELOADED_HASH_OPTION) {
+        return verified(image, Partition::OciPreloaded, &hash.parse()?);
+    }
     let found = image.require(Partition::OciPreloaded)?;
     let superblock = squashfs::Superblock::parse(&image.read(found.start)?)?;
     if superblock.bytes_used > found.size {
         return Err(Fault::Size("the squashfs is longer than its partition".into()));
     }
-    Ok("a squashfs that fits".into())
+    Ok("a squashfs that fits, not under dm-verity".into())
 }
 
 fn state(image: &Image) -> Result<String, Fault> {

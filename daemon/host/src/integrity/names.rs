@@ -15,7 +15,9 @@ pub fn names(partitions: &[SeenPartition]) -> Names {
     match DM::new().and_then(|dm| dm.list_devices()) {
         Ok(mappings) => {
             for (name, device, _) in mappings {
-                if let Ok(volume) = name.to_string().parse() {
+                let name = name.to_string();
+                let under_verity = Volume::ALL.into_iter().find(|volume| volume.verity_mapping() == Some(&name));
+                if let Some(volume) = under_verity.or_else(|| name.parse().ok()) {
                     names.add(format!("{}:{}", device.major, device.minor), volume);
                     names.add(format!("dm-{}", device.minor), volume);
                 }

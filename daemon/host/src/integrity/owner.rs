@@ -9,7 +9,7 @@ use backhand::v4::filesystem::node::InnerNode;
 use backhand::v4::filesystem::reader::FilesystemReader;
 use nemos_model::integrity::event::{Area, Kind, Owner, Place};
 use nemos_model::integrity::kernel_log::BLOCK;
-use nemos_model::integrity::{VERITY_MAPPING, Volume};
+use nemos_model::integrity::{PRELOADED_MAPPING, VERITY_MAPPING, Volume};
 use nemos_model::overlay::{LOWER_MOUNT, UPPER_MOUNT};
 use nemos_model::partitions::Partition;
 use tracing::debug;
@@ -43,7 +43,7 @@ pub fn find_all(places: &[&Place]) -> Vec<Option<Owner>> {
 fn in_root(files: &mut Option<Files>, start: u64) -> io::Result<Option<Owner>> {
     let files = match files {
         Some(files) => files,
-        none => none.insert(Files::of_squashfs(Path::new(&format!("/dev/mapper/{VERITY_MAPPING}")))?),
+        none => none.insert(Files::of_squashfs(Path::new(&mapping(VERITY_MAPPING)))?),
     };
     Ok(files.at(start, BLOCK).map(|file| of_package(Path::new(LOWER_MOUNT), file.to_owned())))
 }
@@ -54,10 +54,16 @@ fn in_preloaded(files: &mut Option<Files>, start: u64) -> io::Result<Option<Owne
         Some(files) => files,
         none => none.insert(Files::of_squashfs(&source_of(folder)?)?),
     };
-    Ok(files.at(start, 1).map(|file| {
+    // dm-verity tells of a block, the squashfs itself of where a file's piece begins.
+    let length = if Path::new(&mapping(PRELOADED_MAPPING)).exists() { BLOCK } else { 1 };
+    Ok(files.at(start, length).map(|file| {
         let file = if file == METADATA { file.to_owned() } else { format!("{folder}{file}") };
         Owner { file, package: None }
     }))
+}
+
+fn mapping(name: &str) -> String {
+    format!("/dev/mapper/{name}")
 }
 
 /// Whether the block is one of the overlay's that no file has: it may never have been written, and nothing is lost with it.

@@ -17,7 +17,7 @@ use nemos_host::job::new_id;
 use nemos_host::state::Store;
 use nemos_host::time::now;
 use nemos_model::JobId;
-use nemos_model::boot::{BootReport, REPORT_FILE, Reason};
+use nemos_model::boot::{BootReport, PRELOADED_HASH_OPTION, REPORT_FILE, Reason};
 use nemos_model::job::Requester;
 use nemos_model::keys::DEMO_KEY_FILE;
 use nemos_model::overlay::Mode;
@@ -34,7 +34,7 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_nemos-initrd");
 const MIB: u64 = 1 << 20;
 const BLOCK: u64 = 4096;
 
-/// An image as it was written, and the root hash that its kernel would have.
+/// An image as it was written, and what its kernel's command line would say of it.
 static SHIPPED: LazyLock<(Image, String)> = LazyLock::new(build);
 /// The same image after its first boot.
 static PROVISIONED: LazyLock<Image> = LazyLock::new(|| {
@@ -126,7 +126,7 @@ impl Device {
     /// Boots, and is switched off as soon as nemos-initrd says these words.
     #[track_caller]
     pub fn is_killed_when_it_says(&self, words: &str) {
-        let _line = CommandLine::says(&format!("quiet roothash={}", SHIPPED.1));
+        let _line = CommandLine::says(&format!("quiet {}", SHIPPED.1));
         let mut initrd = start();
         let lines = BufReader::new(initrd.stderr.take().unwrap()).lines().map(Result::unwrap);
         let mut said = String::new();
@@ -142,7 +142,7 @@ impl Device {
 
     /// Boots, and is switched off after that time. Whether it was still booting then.
     pub fn is_killed_after(&self, time: Duration) -> bool {
-        let _line = CommandLine::says(&format!("quiet roothash={}", SHIPPED.1));
+        let _line = CommandLine::says(&format!("quiet {}", SHIPPED.1));
         let mut initrd = start();
         thread::sleep(time);
         let booting = initrd.try_wait().unwrap().is_none();
@@ -255,7 +255,7 @@ impl Running<'_> {
 
 /// Runs nemos-initrd to its end: whether the boot goes on, and what it said.
 fn run_initrd(words: &str) -> (bool, String) {
-    let _line = CommandLine::says(&format!("{words} roothash={}", SHIPPED.1));
+    let _line = CommandLine::says(&format!("{words} {}", SHIPPED.1));
     let mut said = String::new();
     let mut initrd = start();
     initrd.stderr.take().unwrap().read_to_string(&mut said).unwrap();
@@ -302,7 +302,8 @@ fn build() -> (Image, String) {
     let root = work.path().join("root.img");
     let root_hash = build_root(work.path(), &root);
     let preloaded = work.path().join("preloaded.img");
-    make_squashfs(&folder(work.path(), "preloaded", &[("image", b"a container")]), &preloaded);
+    let preloaded_hash = make_verified(&folder(work.path(), "preloaded", &[("image", b"a container")]), &preloaded);
+    let words = format!("roothash={root_hash} {PRELOADED_HASH_OPTION}={preloaded_hash}");
     let state = folder(work.path(), "state", &[(FILE_NAME, DeviceState::shipped().to_text().as_bytes())]);
 
     let size = |partition| match partition {
@@ -324,10 +325,10 @@ fn build() -> (Image, String) {
     write(&preloaded, Partition::OciPreloaded);
     let state_partition = disk.partition(Partition::State.label());
     run("mkfs.ext4", ["-q".as_ref(), "-d".as_ref(), state.as_os_str(), state_partition.as_os_str()]);
-    (disk.image(), root_hash)
+    (disk.image(), words)
 }
 
-/// A squashfs with its hash tree behind it. Returns the root hash.
+/// The root. Returns its root hash.
 fn build_root(work: &Path, image: &Path) -> String {
     // Not compressible, so that it is most of the squashfs, and damage to the middle of that is damage to it.
     let mut init = vec![0; 256 << 10];
@@ -337,7 +338,12 @@ fn build_root(work: &Path, image: &Path) -> String {
     for mount_point in Partition::ALL.into_iter().filter_map(Partition::mount_point) {
         fs::create_dir_all(tree.join(mount_point.trim_start_matches('/'))).unwrap();
     }
-    make_squashfs(&tree, image);
+    make_verified(&tree, image)
+}
+
+/// A squashfs with its hash tree behind it. Returns the root hash.
+fn make_verified(tree: &Path, image: &Path) -> String {
+    make_squashfs(tree, image);
     let hash_offset = fs::metadata(image).unwrap().len();
     let offset = format!("--hash-offset={hash_offset}");
     let printed = run("veritysetup", ["format".as_ref(), offset.as_ref(), image.as_os_str(), image.as_os_str()]);

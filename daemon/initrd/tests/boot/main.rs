@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use device::Device;
-use nemos_model::boot::Reason;
+use nemos_model::boot::{DamagedHeader, Reason};
 use nemos_model::job::{JobState, MAX_ATTEMPTS};
 use nemos_model::keys::DEMO_KEY_FILE;
 use nemos_model::partitions::Partition;
@@ -31,10 +31,12 @@ fn main() -> ExitCode {
         a_reset_that_is_killed_at_every_step_ends_the_same,
         a_reset_that_is_killed_at_any_moment_ends_the_same,
         a_destroyed_header_degrades_the_boot_and_erases_nothing,
+        a_damaged_copy_of_the_header_is_repaired_and_told,
         a_foreign_volume_is_not_opened,
         a_state_that_cannot_be_read_is_left_alone,
         a_device_that_keeps_failing_comes_up_and_a_reset_repairs_it,
         a_damaged_partition_is_left_out,
+        containers_that_are_not_those_that_were_shipped_are_left_out,
         a_torn_superblock_is_repaired,
         a_changed_root_is_refused,
         reset::an_overlay_reset_leaves_home_and_containers,
@@ -198,6 +200,18 @@ fn a_destroyed_header_degrades_the_boot_and_erases_nothing() {
     assert_eq!(repaired.reads("/etc/hostname"), "mine");
 }
 
+fn a_damaged_copy_of_the_header_is_repaired_and_told() {
+    let device = Device::provisioned();
+    for start in [0, 16 << 10] {
+        corrupt(&device.partition(Partition::Root), start + 100, 1);
+        let mut running = device.boots();
+        running.is_healthy();
+        assert_eq!(running.report.headers, [DamagedHeader { start, repaired: true }]);
+        running.shuts_down();
+    }
+    assert_eq!(device.boots().report.headers, []);
+}
+
 fn a_foreign_volume_is_not_opened() {
     let device = Device::provisioned();
     let uuid = "--uuid=00000000-0000-4000-8000-000000000001";
@@ -242,6 +256,17 @@ fn a_damaged_partition_is_left_out() {
     let running = device.boots();
     assert!(matches!(running.report.degraded[..], [Reason::NotMounted { partition: Partition::Home, .. }]));
     assert_eq!(running.reads("/etc/hostname"), "device\n");
+}
+
+fn containers_that_are_not_those_that_were_shipped_are_left_out() {
+    let device = Device::provisioned();
+    corrupt(&device.partition(Partition::OciPreloaded), 2000, 1);
+    let running = device.boots();
+    let [Reason::NotMounted { partition: Partition::OciPreloaded, error }] = &running.report.degraded[..] else {
+        panic!("{:?}", running.report.degraded);
+    };
+    assert!(error.contains("is not what the root hash"), "{error}");
+    assert!(!running.has("/var/lib/containers/loaded/image"));
 }
 
 fn a_torn_superblock_is_repaired() {

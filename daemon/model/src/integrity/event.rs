@@ -86,7 +86,8 @@ impl Place {
     /// Bytes from `start` on that cannot be trusted, where that is known.
     pub const fn length(&self) -> Option<u64> {
         match (self.area, self.volume) {
-            (Area::Data | Area::Tree, Volume::Root | Volume::Overlay | Volume::OverlayTags) => Some(BLOCK),
+            (Area::Data | Area::Tree, Volume::Root | Volume::Overlay | Volume::OverlayTags)
+            | (Area::Tree, Volume::Preloaded) => Some(BLOCK),
             _ => None,
         }
     }

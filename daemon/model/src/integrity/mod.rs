@@ -6,6 +6,7 @@
 
 pub mod event;
 pub mod kernel_log;
+pub mod protection;
 pub mod scrub;
 pub mod status;
 pub mod uevent;
@@ -14,6 +15,7 @@ pub mod volume;
 mod words;
 
 pub use event::{Event, Sighting};
+pub use protection::Protection;
 pub use scrub::Scrub;
 pub use verity::{VerityStatus, VerityTable};
 pub use volume::Volume;
@@ -27,8 +29,13 @@ use thiserror::Error;
 /// dm-verity mapping of the read-only root.
 pub const VERITY_MAPPING: &str = "verityRoot";
 
+/// dm-verity mapping of the containers that are shipped with the image.
+pub const PRELOADED_MAPPING: &str = "verityPreloaded";
+
 /// Where the initrd of a signed image has the signature over the root hash's text: PKCS#7, detached, in DER.
 pub const ROOT_SIGNATURE: &str = "/usr/lib/nemos/roothash.p7s";
+/// The same of the containers that are shipped.
+pub const PRELOADED_SIGNATURE: &str = "/usr/lib/nemos/preloadedhash.p7s";
 
 /// The SHA-256 root hash of a verity hash tree.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -89,13 +96,6 @@ impl From<RootHash> for String {
     }
 }
 
-/// Whether the table of a dm-verity target says that the kernel checked a signature over the root hash.
-///
-/// Source: `verity_status()` in the kernel's `drivers/md/dm-verity-target.c`, for `STATUSTYPE_TABLE`.
-pub fn is_signed(table: &str) -> bool {
-    table.split_whitespace().any(|word| word == "root_hash_sig_key_desc")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -112,12 +112,5 @@ mod tests {
         fn no_text_makes_the_parser_panic(text: String) {
             let _ = text.parse::<RootHash>();
         }
-    }
-
-    #[test]
-    fn a_signature_that_was_checked_is_in_the_table() {
-        let table = "1 254:6 254:6 4096 4096 27000 27001 sha256 ab cd";
-        assert!(!is_signed(table));
-        assert!(is_signed(&format!("{table} 2 root_hash_sig_key_desc cryptsetup:0f1e")));
     }
 }

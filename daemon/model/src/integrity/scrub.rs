@@ -94,8 +94,8 @@ pub enum NotScrubbed {
     NotSupported(Volume),
 }
 
-/// The volumes that can be scrubbed.
-pub const SCRUBBED: [Volume; 2] = [Volume::Root, Volume::Overlay];
+/// The volumes that can be scrubbed; the containers that are shipped, if they are under dm-verity.
+pub const SCRUBBED: [Volume; 3] = [Volume::Root, Volume::Overlay, Volume::Preloaded];
 
 impl Scrub {
     /// A scrub that begins now, after `last`.

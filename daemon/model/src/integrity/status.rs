@@ -1,12 +1,12 @@
 //! How each volume is, and what somebody should do about it.
 
 use crate::Timestamp;
-use crate::boot::BootReport;
+use crate::boot::{BootReport, DamagedHeader};
 use crate::health::{Finding, Health};
 use crate::integrity::event::{Area, Event, Finder, Kind, Place, Sighting, Source};
 use crate::integrity::scrub::{SCRUBBED, Scrub, ScrubState};
 use crate::integrity::words::words;
-use crate::integrity::{VERITY_MAPPING, VerityStatus, VerityTable, Volume};
+use crate::integrity::{VerityStatus, Volume};
 use crate::keys::OVERLAY_CIPHER;
 use crate::stack::{LayerState, Observed, layers};
 
@@ -38,9 +38,9 @@ pub struct VolumeStatus {
     pub status: String,
     /// How damage is noticed: `sha256`, `aegis128-random (aead)`; empty where only the file system's own structures are checked.
     pub algorithm: String,
-    /// The root hash, for the root.
+    /// The root hash, for what is under dm-verity.
     pub root_hash: Option<String>,
-    /// Whether the kernel has checked a signature of it, for the root.
+    /// Whether the kernel has checked a signature of it, for what is under dm-verity.
     pub signed: Option<bool>,
     /// Places that are damaged.
     pub errors: u64,
@@ -98,14 +98,16 @@ impl Known<'_> {
     }
 
     /// All volumes.
-    pub fn volumes(&self, seen: &Observed, table: Option<&VerityTable>) -> Vec<VolumeStatus> {
-        Volume::ALL.into_iter().map(|volume| self.volume(volume, seen, table)).collect()
+    pub fn volumes(&self, seen: &Observed) -> Vec<VolumeStatus> {
+        Volume::ALL.into_iter().map(|volume| self.volume(volume, seen)).collect()
     }
 
-    fn volume(&self, volume: Volume, seen: &Observed, table: Option<&VerityTable>) -> VolumeStatus {
-        let name = volume.partition().mount_point().unwrap_or(volume.name());
+    fn volume(&self, volume: Volume, seen: &Observed) -> VolumeStatus {
+        let mapping = volume.verity_mapping().and_then(|name| seen.mapping_named(name));
+        let table = mapping.and_then(|mapping| mapping.table.as_ref());
+        let mounted = || volume.partition().mount_point().unwrap_or(volume.name());
+        let name = mapping.map_or_else(mounted, |mapping| &mapping.name);
         let layer = layers(seen).into_iter().find(|layer| layer.name == name);
-        let table = table.filter(|_| volume == Volume::Root);
         let failed = layer.as_ref().is_none_or(|layer| layer.state == LayerState::Failed);
         let state = self.state(volume);
         VolumeStatus {
@@ -114,6 +116,7 @@ impl Known<'_> {
             status: layer.map_or_else(|| "not there".to_owned(), |layer| layer.detail),
             algorithm: match volume {
                 Volume::Root => "sha256".to_owned(),
+                Volume::Preloaded if table.is_some() => "sha256".to_owned(),
                 Volume::Overlay => {
                     format!("{}-{} ({})", OVERLAY_CIPHER.name, OVERLAY_CIPHER.mode, OVERLAY_CIPHER.integrity)
                 }
@@ -175,18 +178,40 @@ impl Known<'_> {
     }
 }
 
-/// What the status of verityRoot tells beyond the events: that there was damage in this boot whose reports are lost.
-pub fn unreported_damage(seen: &Observed, known: Known<'_>, booted: Timestamp, now: Timestamp) -> Option<Sighting> {
-    let mapping = seen.mappings.iter().find(|mapping| mapping.name == VERITY_MAPPING)?;
-    if VerityStatus::parse(&mapping.status) != Some(VerityStatus::Corrupted) {
-        return None;
-    }
-    let incarnation = Volume::Root.incarnation(known.report);
-    let is_known = known.events.iter().any(|event| {
-        event.place.volume == Volume::Root && event.place.incarnation == incarnation && event.last_seen >= booted
-    });
-    let place = Place { volume: Volume::Root, incarnation, kind: Kind::Corrupted, area: Area::Unknown, start: None };
-    (!is_known).then_some(Sighting { place, source: Source::Status, finder: Finder::Read, at: now })
+/// What nemos-initrd saw of the overlay's headers in this boot, as long as nobody was told.
+pub fn headers_at_boot(known: Known<'_>, booted: Timestamp, now: Timestamp) -> Vec<Sighting> {
+    let Some(report) = known.report else { return Vec::new() };
+    let sighting = |header: &DamagedHeader| {
+        let volume = Volume::Overlay;
+        let kind = if header.repaired { Kind::Corrected } else { Kind::Corrupted };
+        let (incarnation, start) = (volume.incarnation(known.report), Some(header.start));
+        let place = Place { volume, incarnation, kind, area: Area::Header, start };
+        Sighting { place, source: Source::Status, finder: Finder::Boot, at: now }
+    };
+    let is_known = |sighting: &Sighting| {
+        known.events.iter().any(|event| event.place == sighting.place && event.last_seen >= booted)
+    };
+    report.headers.iter().map(sighting).filter(|sighting| !is_known(sighting)).collect()
+}
+
+/// What the status of what is under dm-verity tells beyond the events: that there was damage in this boot whose reports are
+/// lost.
+pub fn unreported_damage(seen: &Observed, known: Known<'_>, booted: Timestamp, now: Timestamp) -> Vec<Sighting> {
+    let is_damaged = |volume: &Volume| {
+        let mapping = volume.verity_mapping().and_then(|name| seen.mapping_named(name));
+        mapping.and_then(|mapping| VerityStatus::parse(&mapping.status)) == Some(VerityStatus::Corrupted)
+    };
+    let sighting = |volume: Volume| {
+        let incarnation = volume.incarnation(known.report);
+        let place = Place { volume, incarnation, kind: Kind::Corrupted, area: Area::Unknown, start: None };
+        Sighting { place, source: Source::Status, finder: Finder::Read, at: now }
+    };
+    let is_known = |sighting: &Sighting| {
+        let Place { volume, incarnation, .. } = &sighting.place;
+        let of_it = |event: &&Event| event.place.volume == *volume && event.place.incarnation == *incarnation;
+        known.events.iter().filter(of_it).any(|event| event.last_seen >= booted)
+    };
+    Volume::ALL.into_iter().filter(is_damaged).map(sighting).filter(|sighting| !is_known(sighting)).collect()
 }
 
 #[cfg(test)]
@@ -252,23 +277,23 @@ mod tests {
     fn damage_without_a_report_is_told_once_a_boot() {
         let status = |status: &str| Observed {
             mappings: vec![SeenMapping {
-                name: VERITY_MAPPING.into(),
+                name: crate::integrity::VERITY_MAPPING.into(),
                 target: "verity".into(),
                 status: status.into(),
                 device: String::new(),
                 size: 0,
-                signed: false,
+                table: None,
             }],
             ..Observed::default()
         };
         let unreported = |events: &[Event], letter| {
             unreported_damage(&status(letter), known(events, &[]), Timestamp(10), Timestamp(20))
         };
-        assert_eq!(unreported(&[], "V"), None);
-        let sighting = unreported(&[], "C").expect("nothing else tells of it");
+        assert_eq!(unreported(&[], "V"), []);
+        let sighting = unreported(&[], "C").pop().expect("nothing else tells of it");
         assert_eq!(sighting.place.area, Area::Unknown);
-        assert_eq!(unreported(&[Event::new(&sighting)], "C"), None);
-        assert_eq!(unreported(&[event(Volume::Root, Kind::Corrupted, 15)], "C"), None);
-        assert!(unreported(&[event(Volume::Root, Kind::Corrupted, 5)], "C").is_some(), "that was another boot");
+        assert_eq!(unreported(&[Event::new(&sighting)], "C"), []);
+        assert_eq!(unreported(&[event(Volume::Root, Kind::Corrupted, 15)], "C"), []);
+        assert_eq!(unreported(&[event(Volume::Root, Kind::Corrupted, 5)], "C").len(), 1, "that was another boot");
     }
 }

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::boot::BootReport;
-use crate::integrity::VERITY_MAPPING;
 use crate::integrity::kernel_log::{Driver, Report};
+use crate::integrity::{PRELOADED_MAPPING, VERITY_MAPPING};
 use crate::overlay::{INTEGRITY_MAPPING, LUKS_MAPPING};
 use crate::partitions::Partition;
 
@@ -22,7 +22,7 @@ pub enum Volume {
     Overlay,
     /// The dm-integrity mapping that keeps the overlay's tags.
     OverlayTags,
-    /// Containers shipped with the image: a squashfs, which notices damage when it unpacks.
+    /// Containers shipped with the image: a squashfs under dm-verity. Without that, it notices damage when it unpacks.
     Preloaded,
     /// Containers pulled on the device: XFS, with checksums of its metadata.
     Storage,
@@ -62,6 +62,15 @@ impl Volume {
         }
     }
 
+    /// Its mapping under dm-verity.
+    pub const fn verity_mapping(self) -> Option<&'static str> {
+        match self {
+            Volume::Root => Some(VERITY_MAPPING),
+            Volume::Preloaded => Some(PRELOADED_MAPPING),
+            _ => None,
+        }
+    }
+
     /// The partition that it lies on.
     pub const fn partition(self) -> Partition {
         match self {
@@ -79,7 +88,8 @@ impl Volume {
     pub fn incarnation(self, report: Option<&BootReport>) -> String {
         let Some(report) = report else { return String::new() };
         match self {
-            Volume::Root | Volume::Preloaded => report.root_hash.to_string(),
+            Volume::Root => report.root_hash.to_string(),
+            Volume::Preloaded => report.preloaded_hash.map(|hash| hash.to_string()).unwrap_or_default(),
             Volume::Overlay | Volume::OverlayTags | Volume::Storage | Volume::Home => {
                 report.volume.map(|volume| volume.to_string()).unwrap_or_default()
             }

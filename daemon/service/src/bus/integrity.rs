@@ -80,10 +80,8 @@ impl Integrity {
     #[zbus(property(emits_changed_signal = "invalidates"))]
     async fn volumes(&self) -> Result<Vec<VolumeRecord>, Error> {
         let seen = self.service.desk.seen().await?;
-        let integrity = Arc::clone(&self.service.integrity);
-        let table = spawn_blocking(move || integrity.verity_table()).await.unwrap_or_default();
         let view = self.service.integrity.view();
-        let volumes = view.known(seen.report.as_ref()).volumes(&seen, table.as_ref());
+        let volumes = view.known(seen.report.as_ref()).volumes(&seen);
         Ok(volumes.into_iter().map(VolumeRecord::from).collect())
     }
 

@@ -10,7 +10,7 @@ use nemos_host::time::now;
 use nemos_model::Timestamp;
 use nemos_model::boot::BootReport;
 use nemos_model::integrity::event::{Finder, Place};
-use nemos_model::integrity::status::unreported_damage;
+use nemos_model::integrity::status::{headers_at_boot, unreported_damage};
 use nemos_model::integrity::volume::Names;
 use nemos_model::integrity::{Sighting, Volume};
 use tracing::warn;
@@ -66,6 +66,7 @@ fn listen(integrity: &Integrity) -> Result<(), nemos_host::integrity::watch::Wat
         if sightings.is_empty() {
             let view = integrity.view();
             sightings.extend(unreported_damage(&seen, view.known(report), booted, now()));
+            sightings.extend(headers_at_boot(view.known(report), booted, now()));
         }
         if !sightings.is_empty() {
             integrity.see(&sightings, watch.sequence());

@@ -16,7 +16,7 @@ use nemos_model::health::{Finding, Health};
 use nemos_model::integrity::event::Place;
 use nemos_model::integrity::scrub::NotScrubbed;
 use nemos_model::integrity::status::Known;
-use nemos_model::integrity::{Event, Scrub, Sighting, VerityTable, Volume};
+use nemos_model::integrity::{Event, Scrub, Sighting, Volume};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
@@ -88,11 +88,6 @@ impl Integrity {
     /// What is known now.
     pub fn view(&self) -> Arc<View> {
         Arc::clone(&self.view.borrow())
-    }
-
-    /// What dm-verity compares the root with, if it is open. Blocks.
-    pub fn verity_table(&self) -> Option<VerityTable> {
-        self.storage.verity_table()
     }
 
     /// To wait for what is not known yet.

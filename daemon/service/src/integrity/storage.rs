@@ -1,15 +1,14 @@
 //! What the watch needs of the storage.
 
 use std::path::Path;
-use std::sync::OnceLock;
 
 use nemos_host::integrity::ledger::{Ledger, LedgerError};
 use nemos_host::integrity::watch::uptime;
-use nemos_host::integrity::{owner, scrub, verity_table};
+use nemos_host::integrity::{owner, scrub};
 use nemos_host::time::now;
+use nemos_model::integrity::Scrub;
 use nemos_model::integrity::event::{Owner, Place};
 use nemos_model::integrity::scrub::Step;
-use nemos_model::integrity::{Scrub, VerityTable};
 use nemos_model::partitions::Partition;
 use nemos_model::stack::Observed;
 
@@ -19,8 +18,6 @@ pub trait Storage: Send + Sync + 'static {
     fn ledger(&self) -> (Ledger, Option<String>);
     /// The storage as it is now.
     fn observe(&self) -> Observed;
-    /// What dm-verity compares the root with, if it is open.
-    fn verity_table(&self) -> Option<VerityTable>;
     /// Whose each block is; `None` where that cannot be told.
     fn owners(&self, places: &[&Place]) -> Vec<Option<Owner>>;
     /// Whether nobody has written that block: reading it fails, and nothing is lost.
@@ -31,9 +28,7 @@ pub trait Storage: Send + Sync + 'static {
 
 /// The storage of the device that this process runs on.
 #[derive(Debug, Default)]
-pub struct ThisStorage {
-    table: OnceLock<VerityTable>,
-}
+pub struct ThisStorage;
 
 impl Storage for ThisStorage {
     fn ledger(&self) -> (Ledger, Option<String>) {
@@ -52,15 +47,6 @@ impl Storage for ThisStorage {
         nemos_host::stack::observe()
     }
 
-    fn verity_table(&self) -> Option<VerityTable> {
-        // It does not change while the mapping is open, and that is as long as the system runs.
-        if self.table.get().is_none() {
-            let table = verity_table()?;
-            let _ = self.table.set(table);
-        }
-        self.table.get().cloned()
-    }
-
     fn owners(&self, places: &[&Place]) -> Vec<Option<Owner>> {
         owner::find_all(places)
     }
@@ -70,6 +56,6 @@ impl Storage for ThisStorage {
     }
 
     fn scrub(&self, scrub: &Scrub, step: &mut dyn FnMut(Step) -> bool) -> Result<(), String> {
-        scrub::run(scrub, &self.observe(), self.verity_table().as_ref(), step).map_err(|error| error.to_string())
+        scrub::run(scrub, &self.observe(), step).map_err(|error| error.to_string())
     }
 }

@@ -261,11 +261,6 @@ impl Storage for FakeDevice {
         self.seen.lock().unwrap().clone()
     }
 
-    fn verity_table(&self) -> Option<VerityTable> {
-        let root_hash = "0123456789abcdef".repeat(4).parse().unwrap();
-        Some(VerityTable { data_blocks: 8, tree: 9, root_hash, salt: Vec::new(), signed: false })
-    }
-
     fn owners(&self, places: &[&Place]) -> Vec<Option<Owner>> {
         let owner = |place: &&Place| Some(Owner { file: format!("/of/{}", place.volume), package: None });
         places.iter().map(owner).collect()
@@ -358,7 +353,10 @@ fn healthy_storage() -> Observed {
         name: name.into(),
         target: target.into(),
         status: status.into(),
-        signed: false,
+        table: (target == "verity").then(|| {
+            let root_hash = "0123456789abcdef".repeat(4).parse().unwrap();
+            VerityTable { data_blocks: 8, tree: 9, root_hash, salt: Vec::new(), signed: false }
+        }),
         device: format!("/dev/mapper/{name}"),
         size: 100,
     };
@@ -388,6 +386,8 @@ fn healthy_storage() -> Observed {
             volume: None,
             provider: Some(Provider::DemoKey),
             job: None,
+            preloaded_hash: None,
+            headers: Vec::new(),
             repaired: Vec::new(),
             degraded: Vec::new(),
         }),

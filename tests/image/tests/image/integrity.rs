@@ -78,8 +78,10 @@ pub fn damage_of_the_overlay_is_found_by_a_scrub_and_gone_after_a_reset() -> Cas
     let big = "/var/lib/big";
     device.says(&format!("dd if=/dev/zero of={big} bs=1M count=300 conv=fsync status=none"))?;
     let mut disk = device.powers_off()?;
-    // A file that has most of the volume has the middle of it.
-    disk.corrupt(Partition::Root, 256 << 20, 512)?;
+    // A file that has most of the volume has some of these places, all in front of the journal in its middle.
+    for mib in (30..200).step_by(24) {
+        disk.corrupt(Partition::Root, mib << 20, 512)?;
+    }
     let mut device = disk.boots()?;
     let scrubbed = device.run("nemosctl integrity scrub luks")?;
     assert_ne!(scrubbed.status, 0, "{scrubbed:?}");

@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use nemos_model::integrity::scrub::{NotScrubbed, Step};
-use nemos_model::integrity::{Scrub, VerityTable, Volume};
+use nemos_model::integrity::{Scrub, Volume};
 use nemos_model::overlay::UPPER_MOUNT;
 use nemos_model::stack::Observed;
 use rustix::fs::OFlags;
@@ -15,7 +15,7 @@ use thiserror::Error;
 pub mod header;
 pub mod overlay;
 mod priority;
-pub mod root;
+pub mod verity;
 
 /// A scrub that cannot go on, for another reason than damage.
 #[derive(Debug, Error)]
@@ -44,21 +44,20 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ScrubE
 
 /// Reads a volume on from where the scrub is, step by step, until a step is answered with false. Yields to whoever else
 /// reads: run it on a thread of its own.
-pub fn run(
-    scrub: &Scrub,
-    seen: &Observed,
-    table: Option<&VerityTable>,
-    step: &mut dyn FnMut(Step) -> bool,
-) -> Result<(), ScrubError> {
+pub fn run(scrub: &Scrub, seen: &Observed, step: &mut dyn FnMut(Step) -> bool) -> Result<(), ScrubError> {
     priority::yield_to_others();
     let partition = seen.partitions.iter().find(|seen| seen.partition == scrub.volume.partition());
     let device = partition.map(|partition| PathBuf::from(&partition.device));
     let not_open = || ScrubError::NotOpen(scrub.volume);
     let device = device.ok_or_else(not_open)?;
     match scrub.volume {
-        Volume::Root => root::read_through(&device, table.ok_or_else(not_open)?, scrub.position, step),
+        Volume::Root | Volume::Preloaded => {
+            let mapping = scrub.volume.verity_mapping().and_then(|name| seen.mapping_named(name));
+            let table = mapping.and_then(|mapping| mapping.table.as_ref()).ok_or_else(not_open)?;
+            verity::read_through(&device, table, scrub.position, step)
+        }
         Volume::Overlay => {
-            let mapping = seen.mappings.iter().find(|mapping| mapping.name == scrub.volume.name());
+            let mapping = seen.mapping_named(scrub.volume.name());
             let mapping = mapping.ok_or_else(not_open)?;
             overlay::read_through(&device, Path::new(&mapping.device), Path::new(UPPER_MOUNT), scrub.position, step)
         }
