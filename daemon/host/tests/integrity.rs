@@ -120,7 +120,9 @@ fn seen(partition: Partition, device: &Path) -> [SeenPartition; 1] {
 /// Reads the root through, from there.
 fn scrub_root(root: &Root, position: u64) -> (u64, Vec<(Area, u64)>) {
     let table = Root::table();
-    scrubbed(|step| scrub::verity::read_through(root.disk.path(), &table, position, step))
+    scrubbed(|step| {
+        scrub::verity::read_through(root.disk.path(), Path::new("/dev/mapper/verityRoot"), &table, position, step)
+    })
 }
 
 /// Bytes that a scrub has read, and what it has found.

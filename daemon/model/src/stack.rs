@@ -341,7 +341,7 @@ mod tests {
         let verity = |seen: &Observed| seen.verity(VERITY_MAPPING, Partition::Readonly).detail;
         assert_eq!(verity(&seen), "verified");
         let root_hash = "ab".repeat(32).parse().unwrap();
-        let table = VerityTable { data_blocks: 8, tree: 9, root_hash, salt: Vec::new(), signed: true };
+        let table = VerityTable { data_blocks: 8, tree: 9, root_hash, salt: Vec::new(), signed: true, parity: None };
         seen.mappings[0].table = Some(table);
         assert_eq!(verity(&seen), "verified (with signature)");
         seen.mappings[0].status = "C".to_owned();

@@ -28,9 +28,9 @@ pub const REMOVABLE_PATH: &str = "EFI/BOOT/BOOTX64.EFI";
 /// The command line: what is compared with what, how that is protected, what a signed image asks of the kernel, and the
 /// recipe's words.
 fn command_line(root: &Verified, preloaded: &Verified, policy: OnCorruption, signed: bool, words: &[String]) -> String {
-    let protection = Protection { on_corruption: policy, fec: root.fec };
+    let protection = Protection { on_corruption: policy, hash_offset: Some(root.data), fec: root.fec };
     let mut line = vec![format!("roothash={}", root.hash), format!("{PRELOADED_HASH_OPTION}={}", preloaded.hash)];
-    line.extend((protection != Protection::default()).then(|| format!("{PROTECTION_OPTION}={protection}")));
+    line.push(format!("{PROTECTION_OPTION}={protection}"));
     line.extend(signed.then(|| REQUIRE_SIGNATURES.to_owned()));
     line.extend_from_slice(words);
     line.join(" ")
@@ -151,11 +151,12 @@ mod tests {
         let words = ["console=tty0", "console=ttyS0"].map(str::to_owned);
         let (root, preloaded) = (verified("a", None), verified("b", None));
         let hashes = format!("roothash={} nemos.preloadedhash={}", root.hash, preloaded.hash);
+        let options = "systemd.verity_root_options=hash-offset=8192";
         let line = command_line(&root, &preloaded, OnCorruption::Report, false, &words);
-        assert_eq!(line, format!("{hashes} console=tty0 console=ttyS0"));
+        assert_eq!(line, format!("{hashes} {options} console=tty0 console=ttyS0"));
         let root = verified("a", Some(Fec { roots: 2, offset: 16384 }));
         let line = command_line(&root, &preloaded, OnCorruption::Panic, true, &words);
-        let options = "systemd.verity_root_options=panic-on-corruption,fec-offset=16384,fec-roots=2";
+        let options = "systemd.verity_root_options=panic-on-corruption,hash-offset=8192,fec-offset=16384,fec-roots=2";
         assert_eq!(line, format!("{hashes} {options} dm_verity.require_signatures=1 console=tty0 console=ttyS0"));
         CommandLine::parse(&line).expect("what nemos-initrd reads");
     }

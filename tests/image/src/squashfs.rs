@@ -27,6 +27,36 @@ impl Disk {
         }
     }
 
+    /// The byte of the root's hash tree with which the digest of a block begins.
+    pub fn digest_of(&mut self, block: u64) -> Result<u64, Failed> {
+        let (_, leaves) = self.tree_of_root()?;
+        Ok(leaves * 4096 + block / 4096 * 32)
+    }
+
+    /// Damages the parity that mends the root, all of it: what is damaged besides stays so.
+    pub fn loses_parity(&mut self) -> Result<(), Failed> {
+        let (blocks, leaves) = self.tree_of_root()?;
+        let parity = (leaves + blocks.div_ceil(128)) * 4096;
+        let partition = extent(&File::open(self.bytes()?)?, Partition::Readonly)?;
+        let last_block = 4096;
+        self.corrupt(
+            Partition::Readonly,
+            parity,
+            usize::try_from(partition.end - partition.start - parity - last_block)?,
+        )
+    }
+
+    /// Blocks of the root, and the first of its tree that vouches for data: behind the superblock and the levels above.
+    fn tree_of_root(&mut self) -> Result<(u64, u64), Failed> {
+        let blocks = self.blocks_of_squashfs(Partition::Readonly)?;
+        let (mut level, mut above) = (blocks.div_ceil(128), 0);
+        while level > 1 {
+            level = level.div_ceil(128);
+            above += level;
+        }
+        Ok((blocks, blocks + 1 + above))
+    }
+
     /// Blocks of 4096 bytes that the squashfs of a partition has.
     pub fn blocks_of_squashfs(&mut self, partition: Partition) -> Result<u64, Failed> {
         let size = self.read(partition, 40, 8)?;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use backhand::v4::filesystem::node::InnerNode;
 use backhand::v4::filesystem::reader::FilesystemReader;
-use nemos_model::integrity::event::{Area, Kind, Owner, Place};
+use nemos_model::integrity::event::{Area, Owner, Place};
 use nemos_model::integrity::kernel_log::BLOCK;
 use nemos_model::integrity::{PRELOADED_MAPPING, VERITY_MAPPING, Volume};
 use nemos_model::overlay::{LOWER_MOUNT, UPPER_MOUNT};
@@ -25,7 +25,7 @@ const METADATA: &str = "metadata of the file system";
 pub fn find_all(places: &[&Place]) -> Vec<Option<Owner>> {
     let (mut root, mut preloaded) = (None, None);
     let mut find = |place: &Place| {
-        let start = place.start.filter(|_| place.kind == Kind::Corrupted && place.area == Area::Data)?;
+        let start = place.start.filter(|_| place.area == Area::Data)?;
         let found = match place.volume {
             Volume::Root => in_root(&mut root, start),
             Volume::Preloaded => in_preloaded(&mut preloaded, start),

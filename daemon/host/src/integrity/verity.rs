@@ -84,7 +84,8 @@ pub fn signature(path: &str) -> Result<Option<Vec<u8>>, VerityError> {
 impl Verity<'_> {
     /// Opens it, and reads from it, since the kernel compares hashes only when it reads. Returns the mapping's device node.
     pub fn open(&self) -> Result<PathBuf, VerityError> {
-        let parameters = self.parameters(hash_area(self.partition)?);
+        let hash_area = self.protection.hash_offset.map_or_else(|| hash_area(self.partition), Ok)?;
+        let parameters = self.parameters(hash_area);
         let opened = cryptsetup::with("open under dm-verity", self.partition, |device| {
             let mut parameters: CryptParamsVerityRef<'_> = (&parameters).try_into()?;
             device.context_handle().load(Some(EncryptionFormat::Verity), Some(&mut parameters))?;

@@ -66,6 +66,9 @@ pub struct Fec {
 pub struct Protection {
     /// What happens on damage.
     pub on_corruption: OnCorruption,
+    /// Where the superblock of the hash tree is, in bytes; `None` for right behind the squashfs. Said so that a damaged
+    /// superblock of the squashfs can be mended, too.
+    pub hash_offset: Option<u64>,
     /// What mends it.
     pub fec: Option<Fec>,
 }
@@ -76,8 +79,11 @@ pub enum InvalidProtection {
     /// An option that nemos does not know, or a number that is none.
     #[error("`{0}` is not an option of the root that nemos knows")]
     Unknown(String),
+    /// A place that is not where a block begins.
+    #[error("hash-offset= and fec-offset= are in bytes, and multiples of 4096")]
+    Offset,
     /// Parity of which the size or the place is not said, or cannot be.
-    #[error("error correction takes both fec-offset= (bytes, a multiple of 4096) and fec-roots= (2 to 24)")]
+    #[error("error correction takes both fec-offset= and fec-roots= (2 to 24)")]
     Fec,
 }
 
@@ -85,7 +91,7 @@ impl FromStr for Protection {
     type Err = InvalidProtection;
 
     fn from_str(text: &str) -> Result<Self, InvalidProtection> {
-        let (mut on_corruption, mut roots, mut offset) = (OnCorruption::Report, None, None);
+        let (mut on_corruption, mut hash_offset, mut roots, mut offset) = (OnCorruption::Report, None, None, None);
         for option in text.split(',').filter(|option| !option.is_empty()) {
             let unknown = || InvalidProtection::Unknown(option.chars().take(80).collect());
             if let Some(policy) = OnCorruption::ALL.into_iter().find(|policy| policy.option() == Some(option)) {
@@ -93,27 +99,34 @@ impl FromStr for Protection {
             } else if let Some(count) = option.strip_prefix("fec-roots=") {
                 roots = Some(count.parse().map_err(|_| unknown())?);
             } else if let Some(bytes) = option.strip_prefix("fec-offset=") {
-                offset = Some(bytes.parse().map_err(|_| unknown())?);
+                offset = Some(block(bytes)?);
+            } else if let Some(bytes) = option.strip_prefix("hash-offset=") {
+                hash_offset = Some(block(bytes)?);
             } else {
                 return Err(unknown());
             }
         }
         let fec = match (roots, offset) {
             (None, None) => None,
-            (Some(roots), Some(offset @ 4096..)) if FEC_ROOTS.contains(&roots) && offset % 4096 == 0 => {
-                Some(Fec { roots, offset })
-            }
+            (Some(roots), Some(offset)) if FEC_ROOTS.contains(&roots) => Some(Fec { roots, offset }),
             _ => return Err(InvalidProtection::Fec),
         };
-        Ok(Protection { on_corruption, fec })
+        Ok(Protection { on_corruption, hash_offset, fec })
     }
+}
+
+/// Where a block begins, and not the first one.
+fn block(text: &str) -> Result<u64, InvalidProtection> {
+    let bytes: u64 = text.parse().map_err(|_| InvalidProtection::Offset)?;
+    if bytes > 0 && bytes.is_multiple_of(4096) { Ok(bytes) } else { Err(InvalidProtection::Offset) }
 }
 
 impl fmt::Display for Protection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let policy = self.on_corruption.option().map(str::to_owned);
         let fec = self.fec.map(|Fec { roots, offset }| format!("fec-offset={offset},fec-roots={roots}"));
-        let options: Vec<String> = policy.into_iter().chain(fec).collect();
+        let hash_offset = self.hash_offset.map(|offset| format!("hash-offset={offset}"));
+        let options: Vec<String> = policy.into_iter().chain(hash_offset).chain(fec).collect();
         f.write_str(&options.join(","))
     }
 }
@@ -125,9 +138,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read_back(policy in 0_usize..3, fec: bool, roots in FEC_ROOTS, block in 1_u64..1 << 40) {
+        fn what_is_written_is_read_back(
+            policy in 0_usize..3, fec: bool, roots in FEC_ROOTS, block in 1_u64..1 << 40, hash in 0_u64..1 << 40,
+        ) {
             let fec = fec.then_some(Fec { roots, offset: block * 4096 });
-            let protection = Protection { on_corruption: OnCorruption::ALL[policy], fec };
+            let hash_offset = (hash > 0).then_some(hash * 4096);
+            let protection = Protection { on_corruption: OnCorruption::ALL[policy], hash_offset, fec };
             prop_assert_eq!(protection.to_string().parse::<Protection>(), Ok(protection));
         }
 

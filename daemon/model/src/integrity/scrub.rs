@@ -73,6 +73,8 @@ pub struct Step {
     pub total: u64,
     /// What is damaged, and where it begins.
     pub damaged: Vec<(Area, u64)>,
+    /// What is damaged, too, and is mended whenever it is read.
+    pub corrected: Vec<(Area, u64)>,
 }
 
 /// A scrub that waits still hears that it is cancelled.
@@ -230,7 +232,7 @@ mod tests {
             let mut scrub = begun(None, 1).unwrap();
             for (read, damaged) in &steps {
                 let damaged = vec![(Area::Data, 0); *damaged];
-                scrub.step(&Step { position: scrub.position + read, read: *read, total: 1 << 41, damaged });
+                scrub.step(&Step { position: scrub.position + read, read: *read, total: 1 << 41, damaged, ..Step::default() });
             }
             prop_assert_eq!(scrub.checked, steps.iter().map(|(read, _)| read).sum::<u64>());
             prop_assert!((0.0..=1.0).contains(&scrub.coverage()));

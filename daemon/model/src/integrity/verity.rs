@@ -1,6 +1,7 @@
 //! What the kernel says of a dm-verity mapping.
 
 use crate::integrity::RootHash;
+use crate::integrity::kernel_log::BLOCK;
 
 /// What the status line of a dm-verity target says.
 ///
@@ -41,6 +42,32 @@ pub struct VerityTable {
     pub salt: Vec<u8>,
     /// Whether the kernel was given a signature of the root hash, and found it good: it refuses the mapping otherwise.
     pub signed: bool,
+    /// What mends damaged blocks, if anything does.
+    pub parity: Option<Parity>,
+}
+
+/// Error correction of a dm-verity target: `fec_blocks` and `fec_roots` of its table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Parity {
+    /// Blocks that it covers: the data, and behind them the tree.
+    pub blocks: u64,
+    /// Parity bytes of a code word.
+    pub roots: u64,
+}
+
+impl Parity {
+    /// Bytes of a code word.
+    const CODE_WORD: u64 = 255;
+
+    /// The blocks that a code word spans, of those that are covered. The kernel names it by the first of them, in bytes.
+    ///
+    /// Source: `fec_interleave()` and `verity_fec_decode()` in the kernel's `drivers/md/dm-verity-fec.c`.
+    pub fn blocks_of(self, code_word: u64) -> impl Iterator<Item = u64> {
+        let columns = Parity::CODE_WORD.saturating_sub(self.roots).max(1);
+        let rounds = self.blocks.div_ceil(columns).max(1);
+        let first = code_word / BLOCK % rounds;
+        (0..columns).map(move |column| first + column * rounds).take_while(move |block| *block < self.blocks)
+    }
 }
 
 impl VerityTable {
@@ -62,8 +89,14 @@ impl VerityTable {
             root_hash: root_hash.parse().ok()?,
             salt: if *salt == "-" { Vec::new() } else { bytes(salt)? },
             signed: options.contains(&"root_hash_sig_key_desc"),
+            parity: parity(options),
         })
     }
+}
+
+fn parity(options: &[&str]) -> Option<Parity> {
+    let value = |name| options.iter().skip_while(|option| **option != name).nth(1)?.parse().ok();
+    Some(Parity { blocks: value("fec_blocks")?, roots: value("fec_roots")? })
 }
 
 fn bytes(hex: &str) -> Option<Vec<u8>> {
@@ -94,11 +127,22 @@ mod tests {
         assert!(!table.signed);
         let signed = format!("1 254:6 254:6 4096 4096 129 131 sha256 {HASH} - 2 root_hash_sig_key_desc verity:1");
         assert!(VerityTable::parse(&signed).unwrap().signed);
+        let mended = format!(
+            "1 254:6 254:6 4096 4096 129 131 sha256 {HASH} - 8 use_fec_from_device 254:6 fec_blocks 1000 fec_start 133 fec_roots 2"
+        );
+        assert_eq!(VerityTable::parse(&mended).unwrap().parity, Some(Parity { blocks: 1000, roots: 2 }));
         let two_devices = format!("1 254:6 254:7 4096 4096 129 1 sha256 {HASH} -");
         assert_eq!(VerityTable::parse(&two_devices), None);
     }
 
     proptest! {
+        #[test]
+        fn each_block_is_in_the_code_word_that_is_named_after_it(blocks in 1_u64..100_000, roots in 2_u64..25, block: u64) {
+            let (parity, block) = (Parity { blocks, roots }, block % blocks);
+            let rounds = blocks.div_ceil(255 - roots);
+            prop_assert!(parity.blocks_of(block % rounds * BLOCK).any(|other| other == block));
+        }
+
         #[test]
         fn no_text_makes_the_parsers_panic(text: String) {
             let _ = VerityStatus::parse(&text);

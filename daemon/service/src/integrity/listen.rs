@@ -9,7 +9,7 @@ use nemos_host::integrity::watch::{Heard, Watch, uptime};
 use nemos_host::time::now;
 use nemos_model::Timestamp;
 use nemos_model::boot::BootReport;
-use nemos_model::integrity::event::{Finder, Place};
+use nemos_model::integrity::event::{Area, Finder, Place};
 use nemos_model::integrity::status::{headers_at_boot, unreported_damage};
 use nemos_model::integrity::volume::Names;
 use nemos_model::integrity::{Sighting, Volume};
@@ -55,7 +55,10 @@ fn listen(integrity: &Integrity) -> Result<(), nemos_host::integrity::watch::Wat
                 |heard: &&Heard| heard.sequence.is_none_or(|sequence| read.sequence.is_none_or(|last| sequence > last));
             let names = names(&seen.partitions);
             let new = heard.iter().filter(is_new).filter_map(|heard| sighting(heard, &names, report, read.since));
-            sightings.extend(new.filter(|sighting| !integrity.storage.is_free(&sighting.place)));
+            sightings.extend(
+                new.filter(|sighting| !integrity.storage.is_free(&sighting.place))
+                    .flat_map(|sighting| precise(sighting, integrity)),
+            );
             // A scrub of the overlay has the kernel check each sector, and the kernel tells what it finds.
             if integrity.running().contains_key(&Volume::Overlay) {
                 let of_the_overlay = |sighting: &&mut Sighting| sighting.place.volume == Volume::Overlay;
@@ -72,6 +75,18 @@ fn listen(integrity: &Integrity) -> Result<(), nemos_host::integrity::watch::Wat
             integrity.see(&sightings, watch.sequence());
         }
     }
+}
+
+/// The same, of each block instead of the code word that they are in, where that can be told.
+fn precise(sighting: Sighting, integrity: &Integrity) -> Vec<Sighting> {
+    if sighting.place.area != Area::CodeWord {
+        return vec![sighting];
+    }
+    let blocks = integrity.storage.blocks_of(&sighting.place);
+    if blocks.is_empty() {
+        return vec![sighting];
+    }
+    blocks.into_iter().map(|place| Sighting { place, ..sighting.clone() }).collect()
 }
 
 /// A report, as one of a volume; `None` if it is about none of ours. `since` is when nemosd began to listen in this boot.
@@ -91,7 +106,7 @@ fn sighting(heard: &Heard, names: &Names, report: Option<&BootReport>, since: u6
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nemos_model::integrity::event::{Area, Kind, Source};
+    use nemos_model::integrity::event::{Kind, Source};
     use nemos_model::integrity::kernel_log::{Driver, Report};
 
     fn heard(device: &str, uptime: u64) -> Heard {

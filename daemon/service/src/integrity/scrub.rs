@@ -85,10 +85,11 @@ fn read_through(integrity: &Integrity, mut scrub: Scrub, stop: &AtomicBool) -> S
 }
 
 fn sightings(scrub: &Scrub, step: &Step) -> Vec<Sighting> {
-    let sighting = |(area, start): &(_, u64)| {
+    let sighting = |kind, (area, start): &(_, u64)| {
         let (volume, incarnation) = (scrub.volume, scrub.incarnation.clone());
-        let place = Place { volume, incarnation, kind: Kind::Corrupted, area: *area, start: Some(*start) };
+        let place = Place { volume, incarnation, kind, area: *area, start: Some(*start) };
         Sighting { place, source: Source::Scrub, finder: Finder::Scrub, at: now() }
     };
-    step.damaged.iter().map(sighting).collect()
+    let damaged = step.damaged.iter().map(|place| sighting(Kind::Corrupted, place));
+    damaged.chain(step.corrected.iter().map(|place| sighting(Kind::Corrected, place))).collect()
 }

@@ -11,6 +11,7 @@ use nemos_model::integrity::event::{Owner, Place};
 use nemos_model::integrity::scrub::Step;
 use nemos_model::partitions::Partition;
 use nemos_model::stack::Observed;
+use tracing::debug;
 
 /// What the watch needs of the storage. All of it may block.
 pub trait Storage: Send + Sync + 'static {
@@ -20,6 +21,8 @@ pub trait Storage: Send + Sync + 'static {
     fn observe(&self) -> Observed;
     /// Whose each block is; `None` where that cannot be told.
     fn owners(&self, places: &[&Place]) -> Vec<Option<Owner>>;
+    /// The damaged blocks of a code word that the kernel has mended.
+    fn blocks_of(&self, code_word: &Place) -> Vec<Place>;
     /// Whether nobody has written that block: reading it fails, and nothing is lost.
     fn is_free(&self, place: &Place) -> bool;
     /// Reads a volume on from where the scrub is, step by step, until a step is answered with false.
@@ -49,6 +52,13 @@ impl Storage for ThisStorage {
 
     fn owners(&self, places: &[&Place]) -> Vec<Option<Owner>> {
         owner::find_all(places)
+    }
+
+    fn blocks_of(&self, code_word: &Place) -> Vec<Place> {
+        scrub::blocks_of(code_word, &self.observe()).unwrap_or_else(|error| {
+            debug!(%error, "it cannot be told which block was mended");
+            Vec::new()
+        })
     }
 
     fn is_free(&self, place: &Place) -> bool {

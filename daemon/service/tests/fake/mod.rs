@@ -266,6 +266,10 @@ impl Storage for FakeDevice {
         places.iter().map(owner).collect()
     }
 
+    fn blocks_of(&self, _: &Place) -> Vec<Place> {
+        Vec::new()
+    }
+
     fn is_free(&self, _: &Place) -> bool {
         false
     }
@@ -355,7 +359,7 @@ fn healthy_storage() -> Observed {
         status: status.into(),
         table: (target == "verity").then(|| {
             let root_hash = "0123456789abcdef".repeat(4).parse().unwrap();
-            VerityTable { data_blocks: 8, tree: 9, root_hash, salt: Vec::new(), signed: false }
+            VerityTable { data_blocks: 8, tree: 9, root_hash, salt: Vec::new(), signed: false, parity: None }
         }),
         device: format!("/dev/mapper/{name}"),
         size: 100,

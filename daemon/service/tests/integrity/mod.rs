@@ -102,7 +102,7 @@ async fn events_are_paged_by_time() {
 }
 
 fn step(position: u64, damaged: Vec<(Area, u64)>) -> Step {
-    Step { position, read: 10, total: 30, damaged }
+    Step { position, read: 10, total: 30, damaged, corrected: Vec::new() }
 }
 
 #[tokio::test]
@@ -123,7 +123,7 @@ async fn a_scrub_finds_damage_and_says_what_it_read() {
 #[tokio::test]
 async fn a_scrub_is_cancelled_and_one_that_was_interrupted_goes_on() {
     let mut fixture = Fixture::new().await;
-    let endless = Step { position: 20, read: 0, total: 30, damaged: Vec::new() };
+    let endless = Step { position: 20, total: 30, ..Step::default() };
     fixture.device.scrub_takes(vec![step(10, Vec::new()), endless]);
     let integrity = IntegrityProxy::new(&fixture.client).await.unwrap();
     integrity.scrub("luks", ScrubOptions::default()).await.unwrap();

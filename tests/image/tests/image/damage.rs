@@ -35,6 +35,7 @@ pub fn a_device_without_its_overlay_header_is_degraded_and_erases_nothing() -> C
 
 pub fn a_root_with_a_damaged_superblock_is_refused() -> Case {
     let mut disk = Disk::fresh()?;
+    disk.loses_parity()?;
     disk.corrupt(Partition::Readonly, 0, 96)?;
     is_refused(disk)
 }
@@ -45,6 +46,7 @@ pub fn a_root_with_a_damaged_hash_tree_is_refused() -> Case {
     // Behind the file system there is a superblock of dm-verity, and then the top of the tree.
     let top = size.next_multiple_of(BLOCK) + BLOCK;
     disk.corrupt(Partition::Readonly, top, 64)?;
+    disk.loses_parity()?;
     is_refused(disk)
 }
 

@@ -27,6 +27,7 @@ pub fn a_damaged_file_of_the_root_is_signalled_named_and_remembered() -> Case {
     let mut disk = Disk::fresh()?;
     let block = disk.block_of(Partition::Readonly, FILE)?;
     disk.corrupt(Partition::Readonly, block, 1)?;
+    disk.loses_parity()?;
     let mut device = disk.boots()?;
     assert_eq!(device.says("nemosctl integrity events")?, "no events");
 
@@ -58,10 +59,11 @@ pub fn a_damaged_file_of_the_root_is_signalled_named_and_remembered() -> Case {
 
 pub fn a_damaged_hash_tree_and_what_it_vouches_for_are_found_by_a_scrub() -> Case {
     let mut disk = Disk::fresh()?;
-    let (block, blocks) = (disk.block_of(Partition::Readonly, FILE)?, disk.blocks_of_squashfs(Partition::Readonly)?);
-    // Behind the superblock and the top of the tree, one block of it for 128 of data.
-    let tree = 4096 * (blocks + blocks.div_ceil(128).div_ceil(128) + 1 + block / 4096 / 128);
-    disk.corrupt(Partition::Readonly, tree + block / 4096 % 128 * 32, 1)?;
+    let block = disk.block_of(Partition::Readonly, FILE)?;
+    let digest = disk.digest_of(block)?;
+    let tree = digest / 4096 * 4096;
+    disk.corrupt(Partition::Readonly, digest, 1)?;
+    disk.loses_parity()?;
     let mut device = disk.boots()?;
     let scrubbed = device.run("nemosctl integrity scrub verityRoot")?;
     assert_ne!(scrubbed.status, 0, "{scrubbed:?}");
@@ -71,6 +73,48 @@ pub fn a_damaged_hash_tree_and_what_it_vouches_for_are_found_by_a_scrub() -> Cas
         .is_some_and(|events| events.iter().any(|event| event["area"] == "hash-tree" && event["start"] == tree));
     assert!(found, "{events}");
     Ok(())
+}
+
+pub fn what_can_be_mended_is_mended_and_told() -> Case {
+    let mut disk = Device::running()?.powers_off()?;
+    let block = disk.block_of(Partition::Readonly, FILE)?;
+    disk.corrupt(Partition::Readonly, block, 4096)?;
+    let superblock_of_the_root = 0;
+    disk.corrupt(Partition::Readonly, superblock_of_the_root, 96)?;
+    let first_header = 0;
+    disk.corrupt(Partition::Root, first_header + 100, 1)?;
+    let expected = [("luks", "header", 0), ("verityRoot", "data", 0), ("verityRoot", "data", block)]
+        .map(|(volume, area, start)| format!("{volume} {area} {start}"));
+
+    let mut device = disk.boots()?;
+    device.says(&format!("cat {FILE} > /dev/null"))?;
+    let counted = "test $(nemosctl integrity events --json | grep -c first_seen) -ge 3";
+    device
+        .says(&format!("n=0; until {counted}; do n=$((n + 1)); test $n -lt {LOOKED_UP} || exit 1; sleep 0.1; done"))?;
+    assert_eq!(corrected(&mut device)?, expected);
+
+    let scrubbed = device.says("nemosctl integrity scrub verityRoot")?;
+    assert!(scrubbed.contains(", 0 blocks damaged"), "{scrubbed}");
+    assert_eq!(corrected(&mut device)?, expected, "one damaged block is one event, whoever finds it");
+    assert_eq!(device.tells("nemosctl integrity --json")?["state"], "corrected");
+    let health = device.run("nemosctl health")?;
+    assert_eq!(health.status, 1, "{health:?}");
+    assert!(device.says("nemosctl integrity events")?.contains(FILE));
+    Ok(())
+}
+
+/// All events, of which each must be of damage that was mended, in order of their places.
+fn corrected(device: &mut Device) -> Result<Vec<String>, Failed> {
+    let events = device.tells("nemosctl integrity events --json")?;
+    let events = events.as_array().cloned().unwrap_or_default();
+    assert!(events.iter().all(|event| event["kind"] == "corrected"), "{events:?}");
+    let word = |event: &Value, field: &str| event[field].as_str().unwrap_or_default().to_owned();
+    let mut places: Vec<(String, String, u64)> = events
+        .iter()
+        .map(|event| (word(event, "volume"), word(event, "area"), event["start"].as_u64().unwrap_or_default()))
+        .collect();
+    places.sort();
+    Ok(places.into_iter().map(|(volume, area, start)| format!("{volume} {area} {start}")).collect())
 }
 
 pub fn damage_of_the_overlay_is_found_by_a_scrub_and_gone_after_a_reset() -> Case {

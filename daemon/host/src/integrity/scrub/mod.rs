@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use nemos_model::integrity::event::Place;
 use nemos_model::integrity::scrub::{NotScrubbed, Step};
 use nemos_model::integrity::{Scrub, Volume};
 use nemos_model::overlay::UPPER_MOUNT;
@@ -53,8 +54,9 @@ pub fn run(scrub: &Scrub, seen: &Observed, step: &mut dyn FnMut(Step) -> bool) -
     match scrub.volume {
         Volume::Root | Volume::Preloaded => {
             let mapping = scrub.volume.verity_mapping().and_then(|name| seen.mapping_named(name));
-            let table = mapping.and_then(|mapping| mapping.table.as_ref()).ok_or_else(not_open)?;
-            verity::read_through(&device, table, scrub.position, step)
+            let mapping = mapping.ok_or_else(not_open)?;
+            let table = mapping.table.as_ref().ok_or_else(not_open)?;
+            verity::read_through(&device, Path::new(&mapping.device), table, scrub.position, step)
         }
         Volume::Overlay => {
             let mapping = seen.mapping_named(scrub.volume.name());
@@ -63,6 +65,19 @@ pub fn run(scrub: &Scrub, seen: &Observed, step: &mut dyn FnMut(Step) -> bool) -
         }
         other => Err(NotScrubbed::NotSupported(other).into()),
     }
+}
+
+/// The damaged blocks of a code word that the kernel has mended. The kernel tells how often it mended something, and not what.
+pub fn blocks_of(code_word: &Place, seen: &Observed) -> Result<Vec<Place>, ScrubError> {
+    let volume = code_word.volume;
+    let partition = seen.partitions.iter().find(|seen| seen.partition == volume.partition());
+    let table = volume.verity_mapping().and_then(|name| seen.mapping_named(name)?.table.as_ref());
+    let (Some(partition), Some(table), Some(start)) = (partition, table, code_word.start) else {
+        return Err(ScrubError::NotOpen(volume));
+    };
+    let damaged = verity::damaged_in(Path::new(&partition.device), table, start)?;
+    let place = |(area, start)| Place { area, start: Some(start), ..code_word.clone() };
+    Ok(damaged.into_iter().map(place).collect())
 }
 
 /// Opens a device past the page cache: what is in memory hides what is on the disk.

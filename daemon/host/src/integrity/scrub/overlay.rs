@@ -32,7 +32,7 @@ pub fn read_through(
     let total: u64 = extents.iter().filter(|extent| used(extent)).map(|extent| extent.length).sum();
     let headers = header::damaged(partition).map_err(failed("read the headers of", partition))?;
     let damaged = headers.into_iter().map(|start| (Area::Header, start)).collect();
-    if !step(Step { position, read: 0, total, damaged }) {
+    if !step(Step { position, total, damaged, ..Step::default() }) {
         return Ok(());
     }
     let device = open_direct(mapping)?;

@@ -27,11 +27,14 @@ const PER_BLOCK: u64 = (BLOCK / DIGEST) as u64;
 /// Groups that each thread reads in one step.
 const GROUPS: u64 = 16;
 
+/// What is damaged, and where it begins on the device.
 type Damage = Vec<(Area, u64)>;
 
-/// Reads a volume on from `position`, a byte of its data.
+/// Reads a volume on from `position`, a byte of its data. What is damaged on `device` is read from `mapping` too: there the
+/// kernel may mend it.
 pub fn read_through(
     device: &Path,
+    mapping: &Path,
     table: &VerityTable,
     position: u64,
     step: &mut dyn FnMut(Step) -> bool,
@@ -48,17 +51,36 @@ pub fn read_through(
     let threads = thread::available_parallelism().map_or(1, |count| count.get() as u64);
     let groups = tree.levels[0];
     let mut group = position / (PER_BLOCK * BLOCK as u64);
-    let goes_on = step(Step { position, read: tree.upper_size(), total, damaged: damage });
+    let mut step = |position, read, found: Damage| -> Result<bool, ScrubError> {
+        let (corrected, damaged) = tree.split(found, mapping)?;
+        Ok(step(Step { position, read, total, damaged, corrected }))
+    };
+    let goes_on = step(position, tree.upper_size(), damage)?;
     while goes_on && group < groups {
         let end = (group + threads * GROUPS).min(groups);
         let (read, damaged) = tree.check_groups(group, end, threads).map_err(failed("read", device))?;
         group = end;
         let position = (group * PER_BLOCK).min(table.data_blocks) * BLOCK as u64;
-        if !step(Step { position, read, total, damaged }) {
+        if !step(position, read, damaged)? {
             break;
         }
     }
     Ok(())
+}
+
+/// The damaged blocks of a code word, which is what the kernel names when it has mended one of them.
+pub fn damaged_in(device: &Path, table: &VerityTable, code_word: u64) -> Result<Damage, ScrubError> {
+    let Some(parity) = table.parity else { return Ok(Damage::new()) };
+    let file = open_direct(device)?;
+    let mut damage = Damage::new();
+    let tree = Tree::read(&file, table, &mut damage).map_err(failed("read the hash tree on", device))?;
+    let (mut found, mut buffer, mut digests) = (Damage::new(), Buffer::new(BLOCK), Buffer::new(BLOCK));
+    for block in parity.blocks_of(code_word) {
+        let place = tree.place(block);
+        let is_damaged = tree.is_damaged(block, &mut buffer, &mut digests).map_err(failed("read", device))?;
+        found.extend(is_damaged.then_some(place));
+    }
+    Ok(found)
 }
 
 /// A single block has no tree: the root hash is its digest.
@@ -74,7 +96,8 @@ fn check_single(file: &File, table: &VerityTable) -> io::Result<Step> {
         Err(error) => return Err(error),
     };
     let damaged = if is_sound { Vec::new() } else { vec![(Area::Data, 0)] };
-    Ok(Step { position: BLOCK as u64, read: BLOCK as u64, total: BLOCK as u64, damaged })
+    let size = BLOCK as u64;
+    Ok(Step { position: size, read: size, total: size, damaged, corrected: Vec::new() })
 }
 
 /// The tree, from its top down to the level above the groups.
@@ -147,6 +170,54 @@ impl<'a> Tree<'a> {
         }
         let parent = self.upper[level + 1].get(usize::try_from(block / PER_BLOCK).ok()?)?.as_ref()?;
         Some(found[..] == *digest_in(parent, block % PER_BLOCK))
+    }
+
+    /// What a block is that the parity covers: the data come first, then the tree.
+    fn place(&self, block: u64) -> (Area, u64) {
+        match block.checked_sub(self.table.data_blocks) {
+            None => (Area::Data, block * BLOCK as u64),
+            Some(of_tree) => (Area::Tree, (self.table.tree + of_tree) * BLOCK as u64),
+        }
+    }
+
+    /// Whether a block that the parity covers is other than what vouches for it says.
+    fn is_damaged(&self, block: u64, buffer: &mut Buffer, digests: &mut Buffer) -> io::Result<bool> {
+        let Some(of_tree) = block.checked_sub(self.table.data_blocks) else {
+            let group = block / PER_BLOCK;
+            let Some(digests) = self.read_block(self.start(0) + group, digests)? else { return Ok(false) };
+            let bytes = self.read_block(block, buffer)?;
+            let is_sound = |bytes: &[u8]| self.digest(bytes)[..] == *digest_in(digests, block % PER_BLOCK);
+            return Ok(self.vouches(0, group, digests) == Some(true) && !bytes.is_some_and(is_sound));
+        };
+        let at = self.table.tree + of_tree;
+        let level = (0..self.levels.len()).find(|level| self.start(*level) <= at);
+        let Some(level) = level else { return Ok(false) };
+        let bytes = self.read_block(at, buffer)?;
+        Ok(bytes.is_none_or(|bytes| self.vouches(level, at - self.start(level), bytes) == Some(false)))
+    }
+
+    /// Tells what the kernel mends from what it does not. Of the tree's blocks it is seen by the data that they vouch for; the
+    /// kernel may have read one before it was damaged, and still know it.
+    fn split(&self, found: Damage, mapping: &Path) -> Result<(Damage, Damage), ScrubError> {
+        if self.table.parity.is_none() || found.is_empty() {
+            return Ok((Damage::new(), found));
+        }
+        let mapped = open_direct(mapping)?;
+        let mut buffer = Buffer::new(BLOCK);
+        let mut is_mended = |place: &(Area, u64)| {
+            let block = self.first_of(place);
+            mapped.read_exact_at(buffer.first(BLOCK), block * BLOCK as u64).is_ok()
+        };
+        Ok(found.into_iter().partition(|place| is_mended(place)))
+    }
+
+    /// The first block of data that cannot be read unless this one is right.
+    fn first_of(&self, (area, start): &(Area, u64)) -> u64 {
+        let at = start / BLOCK as u64;
+        match (0..self.levels.len()).find(|level| *area == Area::Tree && self.start(*level) <= at) {
+            Some(level) => (0..=level).fold(at - self.start(level), |index, _| index * PER_BLOCK),
+            None => at,
+        }
     }
 
     /// Checks groups on several processors. Gives bytes that were read, and what is damaged.
