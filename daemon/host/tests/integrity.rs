@@ -35,6 +35,7 @@ fn main() -> ExitCode {
         a_damaged_block_of_the_root_is_heard_by_log_and_uevent,
         a_damaged_hash_tree_is_told_from_damaged_data,
         a_damaged_block_of_the_overlay_is_heard,
+        a_damaged_tag_is_heard_as_damage_of_what_it_is_of,
         what_was_said_before_is_heard_too,
         a_program_cannot_make_damage_up,
         a_healthy_overlay_is_silent,
@@ -165,7 +166,7 @@ fn hears<const N: usize>(watch: &mut Watch, sources: [Source; N]) -> [Heard; N] 
 
 /// A watch that has heard all that was said so far.
 fn watch_from_now() -> Watch {
-    let mut watch = Watch::begin().unwrap();
+    let mut watch = Watch::begin(None).unwrap();
     watch.next(Duration::ZERO).unwrap();
     watch
 }
@@ -226,6 +227,35 @@ fn a_damaged_block_of_the_overlay_is_heard() {
     overlay::close(disk.path()).unwrap();
 }
 
+fn a_damaged_tag_is_heard_as_damage_of_what_it_is_of() {
+    let disk = overlay();
+    let writes = |source: &str| {
+        let source = format!("if={source}");
+        let dd = ["of=/dev/mapper/luks", "bs=4096", "count=1", "seek=7", "oflag=direct", "conv=fsync", "status=none"];
+        run("dd", dd.into_iter().chain([source.as_str()]));
+        overlay::close(disk.path()).unwrap();
+        fs::read(disk.path()).unwrap()
+    };
+    let before = writes("/dev/zero");
+    overlay::open(disk.path(), &secret()).unwrap();
+    let after = writes("/dev/urandom");
+    // What changed is the block, which is all other, and its tag, in a block of tags. The journal of tags is not used.
+    let differing =
+        |block: &usize| (0..4096).filter(|at| before[block * 4096 + at] != after[block * 4096 + at]).count();
+    let changed = |block: &usize| (1..512).contains(&differing(block));
+    let header = 16 << 20;
+    let tags = (header / 4096..before.len() / 4096).rfind(changed).expect("a block with the tag");
+    let tag = (0..4096).map(|at| tags * 4096 + at).find(|at| before[*at] != after[*at]).unwrap();
+    corrupt(disk.path(), tag as u64, 1);
+
+    overlay::open(disk.path(), &secret()).unwrap();
+    let mut watch = watch_from_now();
+    read("/dev/mapper/luks", 7);
+    let [heard] = hears(&mut watch, [Source::Log]);
+    assert_eq!((heard.report.kind, heard.report.start), (Kind::Corrupted, Some(7 * BLOCK)));
+    overlay::close(disk.path()).unwrap();
+}
+
 fn overlay_blocks() -> u64 {
     let sectors: u64 = run("blockdev", ["--getsz", "/dev/mapper/luks"]).trim().parse().unwrap();
     sectors / 8
@@ -235,7 +265,7 @@ fn what_was_said_before_is_heard_too() {
     let root = Root::open();
     corrupt(root.disk.path(), 9 * BLOCK, 1);
     read("/dev/mapper/verityRoot", 9);
-    let mut watch = Watch::begin().unwrap();
+    let mut watch = Watch::begin(None).unwrap();
     let all = watch.next(Duration::ZERO).unwrap();
     let heard = all.iter().find(|heard| heard.report.start == Some(9 * BLOCK)).expect("it was said before");
     assert!(heard.sequence.is_some() && heard.sequence <= watch.sequence());

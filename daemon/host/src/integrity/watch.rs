@@ -1,14 +1,17 @@
-//! Listens to the kernel: its log, from what is left of the beginning of this boot, and its uevents.
+//! Listens to the kernel: its log, from what is left of the beginning of this boot, its uevents, and its audit records, where
+//! there are any.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
+use std::os::fd::{AsFd, FromRawFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nemos_model::Timestamp;
 use nemos_model::integrity::event::Source;
 use nemos_model::integrity::kernel_log::{Reader, Record, Report};
-use nemos_model::integrity::uevent;
+use nemos_model::integrity::{audit, uevent};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
 use rustix::fs::OFlags;
@@ -57,14 +60,15 @@ pub struct Heard {
 pub struct Watch {
     log: File,
     uevents: OwnedFd,
+    audit: Option<OwnedFd>,
     reader: Reader,
     /// Place of the last record that was read, whatever it said.
     sequence: Option<u64>,
 }
 
 impl Watch {
-    /// Begins to listen, at the oldest record that the kernel still has.
-    pub fn begin() -> Result<Self, WatchError> {
+    /// Begins to listen, at the oldest record that the kernel still has; and on a socket of audit records.
+    pub fn begin(audit: Option<OwnedFd>) -> Result<Self, WatchError> {
         let nonblocking = OFlags::NONBLOCK.bits().cast_signed();
         let log = File::options().read(true).custom_flags(nonblocking).open(LOG).map_err(failed("open", LOG))?;
         let listen = || {
@@ -74,7 +78,7 @@ impl Watch {
             Ok(socket)
         };
         let uevents = listen().map_err(|error: Errno| failed("listen to", "uevents")(error.into()))?;
-        Ok(Watch { log, uevents, reader: Reader::default(), sequence: None })
+        Ok(Watch { log, uevents, audit, reader: Reader::default(), sequence: None })
     }
 
     /// Place of the last record that was read.
@@ -85,7 +89,9 @@ impl Watch {
     /// Waits until the kernel says something, whatever it is, or until the limit, and gives what it said of damage.
     pub fn next(&mut self, limit: Duration) -> Result<Vec<Heard>, WatchError> {
         let timeout = Timespec::try_from(limit).ok();
-        let mut ears = [PollFd::new(&self.log, PollFlags::IN), PollFd::new(&self.uevents, PollFlags::IN)];
+        let ear = |ear| PollFd::from_borrowed_fd(ear, PollFlags::IN);
+        let mut ears = vec![ear(self.log.as_fd()), ear(self.uevents.as_fd())];
+        ears.extend(self.audit.iter().map(|audit| ear(audit.as_fd())));
         match poll(&mut ears, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(failed("wait for", LOG)(error.into())),
@@ -93,6 +99,7 @@ impl Watch {
         let mut heard = Vec::new();
         self.read_log(&mut heard)?;
         self.read_uevents(&mut heard)?;
+        self.read_audit(&mut heard)?;
         Ok(heard)
     }
 
@@ -117,6 +124,23 @@ impl Watch {
         }
     }
 
+    fn read_audit(&mut self, heard: &mut Vec<Heard>) -> Result<(), WatchError> {
+        let mut bytes = [0; LONGEST_RECORD];
+        while let Some(socket) = &self.audit {
+            let length = match recvfrom(socket, &mut bytes, RecvFlags::DONTWAIT) {
+                Ok((length, ..)) => length,
+                Err(Errno::INTR | Errno::NOBUFS) => continue,
+                Err(Errno::AGAIN) => return Ok(()),
+                Err(error) => return Err(failed("read", "audit records")(error.into())),
+            };
+            let record = payload(&bytes[..length], audit::DM_EVENT).and_then(|text| std::str::from_utf8(text).ok());
+            let (at, uptime) = (now(), uptime());
+            let report = record.and_then(|record| audit::report(record.trim_end_matches('\0')));
+            heard.extend(report.map(|report| Heard { report, source: Source::Audit, at, uptime, sequence: None }));
+        }
+        Ok(())
+    }
+
     fn read_uevents(&mut self, heard: &mut Vec<Heard>) -> Result<(), WatchError> {
         let mut bytes = [0; LONGEST_UEVENT];
         loop {
@@ -136,6 +160,26 @@ impl Watch {
             }
         }
     }
+}
+
+/// The socket of audit records that systemd gave to this process, if the kernel has any; once.
+pub fn audit_records() -> Option<OwnedFd> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    let given = sd_notify::listen_fds().ok()?.next()?;
+    if TAKEN.swap(true, Ordering::Relaxed) {
+        return None;
+    }
+    // SAFETY: systemd opened it for this process, as LISTEN_FDS and LISTEN_PID say, and nobody else takes it: this is done once.
+    Some(unsafe { OwnedFd::from_raw_fd(given) })
+}
+
+/// The payload of a netlink message, if it is whole and of that type.
+///
+/// Source: `struct nlmsghdr` in the kernel's `linux/netlink.h`: length and type first, 16 bytes in all, in the processor's order.
+fn payload(message: &[u8], wanted: u16) -> Option<&[u8]> {
+    let length = u32::from_ne_bytes(*message.first_chunk()?);
+    let kind = u16::from_ne_bytes(*message.get(4..)?.first_chunk()?);
+    (kind == wanted).then(|| message.get(16..usize::try_from(length).ok()?)).flatten()
 }
 
 /// Microseconds since the boot, as the kernel's log counts them.

@@ -26,6 +26,7 @@ fn main() -> ExitCode {
         the_first_boot_provisions_the_device,
         the_names_are_those_that_scripts_rely_on,
         changes_survive_a_reboot,
+        a_healthy_device_is_silent_through_ten_boots,
         a_factory_reset_takes_every_change_back,
         a_first_boot_that_is_killed_at_every_step_ends_the_same,
         a_reset_that_is_killed_at_every_step_ends_the_same,
@@ -93,6 +94,17 @@ fn changes_survive_a_reboot() {
     running.is_healthy();
     for file in ["/etc/hostname", "/home/note", "/var/lib/containers/storage/layer"] {
         assert_eq!(running.reads(file), "changed");
+    }
+}
+
+fn a_healthy_device_is_silent_through_ten_boots() {
+    let device = Device::provisioned();
+    for boot in 0..10 {
+        let mut running = device.boots();
+        running.writes("/etc/boots", &boot.to_string());
+        running.is_healthy();
+        assert_eq!((&running.report.headers[..], &running.report.repaired[..]), (&[][..], &[][..]));
+        running.shuts_down();
     }
 }
 

@@ -60,6 +60,8 @@ words! {
         Log = "log",
         /// A uevent.
         Uevent = "uevent",
+        /// An audit record.
+        Audit = "audit",
         /// The status of a mapping, which tells that something is damaged and not what.
         Status = "status",
         /// A read of its own.
@@ -108,16 +110,16 @@ pub struct Sighting {
 
 /// How often each source has told of one place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Counts([u32; 4]);
+pub struct Counts([u32; 5]);
 
 impl Counts {
-    /// As it was stored: log, uevents, status, scrub.
-    pub const fn new(counts: [u32; 4]) -> Self {
+    /// As it was stored: log, uevents, audit records, status, scrub.
+    pub const fn new(counts: [u32; 5]) -> Self {
         Counts(counts)
     }
 
     /// To be stored.
-    pub const fn all(&self) -> [u32; 4] {
+    pub const fn all(&self) -> [u32; 5] {
         self.0
     }
 

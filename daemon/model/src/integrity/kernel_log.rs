@@ -183,7 +183,7 @@ fn damage(driver: Driver, device: &str, area: Area) -> Report {
 }
 
 /// Where the block with that sector begins.
-fn block_of(sector: u64) -> Option<u64> {
+pub(super) fn block_of(sector: u64) -> Option<u64> {
     sector.checked_mul(SECTOR).map(|byte| byte / BLOCK * BLOCK)
 }
 

@@ -1,9 +1,10 @@
 //! What the kernel says about the integrity of a volume, and what follows from it.
 //!
 //! ```text
-//!     kernel log, uevents --> Report --(Names)--> Sighting --> Event, kept in the ledger
+//!     kernel log, uevents, audit records --> Report --(Names)--> Sighting --> Event, kept in the ledger
 //! ```
 
+pub mod audit;
 pub mod event;
 pub mod kernel_log;
 pub mod protection;

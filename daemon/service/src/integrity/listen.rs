@@ -1,11 +1,12 @@
 //! A thread that listens to the kernel, and looks now and then at what it does not say.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nemos_host::integrity::names::names;
-use nemos_host::integrity::watch::{Heard, Watch, uptime};
+use nemos_host::integrity::watch::{Heard, Watch, WatchError, audit_records, uptime};
 use nemos_host::time::now;
 use nemos_model::Timestamp;
 use nemos_model::boot::BootReport;
@@ -24,9 +25,11 @@ const AGAIN: Duration = Duration::from_secs(30);
 
 /// Listens for as long as the process runs.
 pub fn begin(integrity: Arc<Integrity>) {
+    let audit = audit_records();
     thread::spawn(move || {
         loop {
-            if let Err(error) = listen(&integrity) {
+            let audit = audit.as_ref().and_then(|audit| audit.try_clone().ok());
+            if let Err(error) = listen(&integrity, audit) {
                 warn!("{error}");
                 integrity.trouble("kernel", Some(format!("{error}: damage may go unseen")));
             }
@@ -35,8 +38,8 @@ pub fn begin(integrity: Arc<Integrity>) {
     });
 }
 
-fn listen(integrity: &Integrity) -> Result<(), nemos_host::integrity::watch::WatchError> {
-    let mut watch = Watch::begin()?;
+fn listen(integrity: &Integrity, audit: Option<OwnedFd>) -> Result<(), WatchError> {
+    let mut watch = Watch::begin(audit)?;
     integrity.trouble("kernel", None);
     let mut looked = None::<Instant>;
     loop {

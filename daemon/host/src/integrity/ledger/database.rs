@@ -20,7 +20,7 @@ CREATE TABLE event (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     volume TEXT NOT NULL, incarnation TEXT NOT NULL, kind TEXT NOT NULL, area TEXT NOT NULL, start INTEGER,
     first_seen INTEGER NOT NULL, last_seen INTEGER NOT NULL,
-    by_log INTEGER NOT NULL, by_uevent INTEGER NOT NULL, by_status INTEGER NOT NULL, by_scrub INTEGER NOT NULL,
+    by_log INTEGER NOT NULL, by_uevent INTEGER NOT NULL, by_audit INTEGER NOT NULL, by_status INTEGER NOT NULL, by_scrub INTEGER NOT NULL,
     finder TEXT NOT NULL, acknowledged INTEGER, file TEXT, package TEXT
 ) STRICT;
 CREATE TABLE scrub (
@@ -67,7 +67,7 @@ pub struct Loaded {
 /// Reads everything.
 pub fn load(database: &Connection) -> Result<Loaded, rusqlite::Error> {
     let mut statement = database.prepare(
-        "SELECT id, volume, incarnation, kind, area, start, first_seen, last_seen, by_log, by_uevent, by_status, by_scrub,
+        "SELECT id, volume, incarnation, kind, area, start, first_seen, last_seen, by_log, by_uevent, by_audit, by_status, by_scrub,
                 finder, acknowledged, file, package FROM event ORDER BY id",
     )?;
     let events = statement.query_map([], event_of)?.collect::<Result<Vec<_>, _>>()?;
@@ -109,7 +109,7 @@ fn word<T: FromStr<Err: Display>>(row: &Row<'_>, column: usize) -> Result<T, rus
 }
 
 fn event_of(row: &Row<'_>) -> Result<Event, rusqlite::Error> {
-    let package = row.get(15)?;
+    let package = row.get(16)?;
     Ok(Event {
         id: number(row, 0)?,
         place: Place {
@@ -121,10 +121,10 @@ fn event_of(row: &Row<'_>) -> Result<Event, rusqlite::Error> {
         },
         first_seen: Timestamp(number(row, 6)?),
         last_seen: Timestamp(number(row, 7)?),
-        counts: Counts::new([row.get(8)?, row.get(9)?, row.get(10)?, row.get(11)?]),
-        finder: word(row, 12)?,
-        acknowledged: optional(row, 13)?.map(Timestamp),
-        owner: row.get::<_, Option<String>>(14)?.map(|file| Owner { file, package }),
+        counts: Counts::new([row.get(8)?, row.get(9)?, row.get(10)?, row.get(11)?, row.get(12)?]),
+        finder: word(row, 13)?,
+        acknowledged: optional(row, 14)?.map(Timestamp),
+        owner: row.get::<_, Option<String>>(15)?.map(|file| Owner { file, package }),
     })
 }
 
@@ -150,9 +150,10 @@ pub fn write<'a>(
             transaction.execute("DELETE FROM event WHERE id = ?1", [id.cast_signed()])?;
             continue;
         };
-        let (place, owner, [log, uevent, status, scrub]) = (&event.place, event.owner.as_ref(), event.counts.all());
+        let (place, owner, [log, uevent, audit, status, scrub]) =
+            (&event.place, event.owner.as_ref(), event.counts.all());
         transaction.execute(
-            "INSERT OR REPLACE INTO event VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
+            "INSERT OR REPLACE INTO event VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)",
             params![
                 id.cast_signed(),
                 place.volume.name(),
@@ -164,6 +165,7 @@ pub fn write<'a>(
                 event.last_seen.0.cast_signed(),
                 log,
                 uevent,
+                audit,
                 status,
                 scrub,
                 event.finder.name(),
