@@ -73,6 +73,12 @@ impl Uki {
         Ok(Uki { bytes, command_line, os_release, kernel, pcr_signatures })
     }
 
+    /// A section's content.
+    pub fn section(&self, name: &'static str) -> Result<&[u8], NotUki> {
+        let file = PeFile64::parse(self.bytes.as_slice())?;
+        content(&file, name)?.ok_or(NotUki::Section(name))
+    }
+
     /// The sections that systemd-stub measures.
     pub fn measured(&self) -> Result<Vec<(&'static str, &[u8])>, NotUki> {
         let file = PeFile64::parse(self.bytes.as_slice())?;

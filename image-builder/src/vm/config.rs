@@ -31,7 +31,7 @@ pub struct Config {
     pub reboots: bool,
     /// Credentials for its systemd, besides those for the command port.
     pub credentials: Vec<(String, Vec<u8>)>,
-    /// Words for the kernel's command line besides those of the UKI, which takes them if Secure Boot is off.
+    /// Words for the kernel's command line besides its own; a UKI takes them if Secure Boot is off.
     pub append: Option<String>,
     /// A file for all that it prints on its console.
     pub console_log: Option<PathBuf>,
@@ -117,7 +117,7 @@ impl Config {
         }
         self.boot_arguments(host, &mut arguments);
         self.disk_arguments(&mut arguments);
-        if let Some(words) = &self.append {
+        if let (Some(words), false) = (&self.append, matches!(self.boot, Boot::Kernel { .. })) {
             arguments.option("-smbios", format!("type=11,value={}{}", guest::APPEND, words.replace(',', ",,")));
         }
         if let Some(socket) = tpm {
@@ -148,7 +148,9 @@ impl Config {
                 arguments.paths("-drive", "if=pflash,unit=1,format=raw,snapshot=on", &[("file", variables)]);
             }
             Boot::Kernel { kernel, initrd, command_line } => {
-                arguments.option("-kernel", kernel).option("-initrd", initrd).option("-append", command_line);
+                let words = [Some(command_line), self.append.as_ref()].into_iter().flatten();
+                let words = words.map(String::as_str).collect::<Vec<_>>().join(" ");
+                arguments.option("-kernel", kernel).option("-initrd", initrd).option("-append", words);
             }
         }
     }

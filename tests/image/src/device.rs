@@ -7,7 +7,7 @@ use nemos_image::vm::{Config, Machine, Output, VmError};
 use serde_json::Value;
 
 use crate::disk::Disk;
-use crate::image::booted;
+use crate::image::{booted, kernel};
 
 /// How long anything may take: a boot takes 20 s without KVM, and several may share two processors with a compiler.
 pub(crate) const LIMIT: Duration = Duration::from_secs(400);
@@ -27,7 +27,8 @@ impl Device {
     pub fn running() -> Result<Device, Failed> {
         let booted = booted()?;
         let disk = Disk::on(&booted.disk)?;
-        let config = Config { resume: Some(booted.machine.clone()), limit: LIMIT, ..Config::new(disk.vm_disk()) };
+        let resume = Some(booted.machine.clone());
+        let config = Config { resume, boot: kernel()?, limit: LIMIT, ..Config::new(disk.vm_disk()) };
         Ok(Device { machine: Machine::start(&config)?, disk })
     }
 

@@ -6,12 +6,12 @@ use std::path::Path;
 use std::process::Command;
 
 use libtest_mimic::Failed;
-use nemos_image::vm::{self, Config, Format};
+use nemos_image::vm::{self, Boot, Config, Format};
 use nemos_model::partitions::Partition;
 use tempfile::TempDir;
 
 use crate::device::{Device, LIMIT};
-use crate::image::image;
+use crate::image::{image, kernel};
 use crate::partitions::extent;
 
 /// The disk of a device that is switched off.
@@ -51,11 +51,20 @@ impl Disk {
         self.folder.path()
     }
 
-    /// Switches a device with this disk on.
+    /// Switches a device with this disk on. With a TPM, it has firmware, which measures what it starts.
     pub fn starts(self) -> Result<Device, Failed> {
         let tpm = self.has_tpm.then(|| self.folder.path().join("tpm"));
-        let config = Config { tpm, limit: LIMIT, ..Config::new(self.vm_disk()) };
+        let boot = if self.has_tpm { Boot::Firmware } else { kernel()? };
+        let config = Config { tpm, boot, limit: LIMIT, ..Config::new(self.vm_disk()) };
         Device::start(self, &config)
+    }
+
+    /// Switches a device with this disk on, by its firmware, and waits until it is up.
+    pub fn boots_by_firmware(self) -> Result<Device, Failed> {
+        let config = Config { limit: LIMIT, ..Config::new(self.vm_disk()) };
+        let mut device = Device::start(self, &config)?;
+        device.comes_up()?;
+        Ok(device)
     }
 
     /// Switches a device with this disk on, and waits until it is up.
@@ -67,7 +76,8 @@ impl Disk {
 
     /// Switches a device with this disk on, with more words on its kernel's command line, and waits until it is up.
     pub fn boots_with(self, words: &str) -> Result<Device, Failed> {
-        let config = Config { limit: LIMIT, append: Some(words.to_owned()), ..Config::new(self.vm_disk()) };
+        let append = Some(words.to_owned());
+        let config = Config { limit: LIMIT, boot: kernel()?, append, ..Config::new(self.vm_disk()) };
         let mut device = Device::start(self, &config)?;
         device.comes_up()?;
         Ok(device)

@@ -1,10 +1,12 @@
 //! The image under test, and the device that all cases share: booted once, saved, and resumed by whoever needs one.
 
+use std::fs;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use libtest_mimic::Failed;
-use nemos_image::vm::{self, Config, Format, Machine};
+use nemos_image::image::Image;
+use nemos_image::vm::{self, Boot, Config, Format, Machine};
 use tempfile::TempDir;
 
 use crate::device::LIMIT;
@@ -16,6 +18,23 @@ pub const NEMOS_IMAGE: &str = "NEMOS_IMAGE";
 pub fn image() -> Result<PathBuf, Failed> {
     let path = std::env::var_os(NEMOS_IMAGE);
     path.map(PathBuf::from).ok_or_else(|| format!("set {NEMOS_IMAGE} to the image to test, or use tests/run.sh").into())
+}
+
+/// What the firmware of a device with the image starts, without the firmware: kernel, initrd and command line of the image.
+/// Firmware that is emulated takes a sixth of a boot; cases that are about it have it.
+pub(crate) fn kernel() -> Result<Boot, Failed> {
+    static KERNEL: OnceLock<Result<(TempDir, Boot), String>> = OnceLock::new();
+    let kernel = KERNEL.get_or_init(|| extracted().map_err(|error| error.message().unwrap_or_default().to_owned()));
+    kernel.as_ref().map(|(_, boot)| boot.clone()).map_err(|error| error.as_str().into())
+}
+
+fn extracted() -> Result<(TempDir, Boot), Failed> {
+    let folder = tempfile::tempdir()?;
+    let uki = Image::open(&image()?)?.uki()?;
+    let [kernel, initrd] = ["linux", "initrd"].map(|name| folder.path().join(name));
+    fs::write(&kernel, uki.section(".linux")?)?;
+    fs::write(&initrd, uki.section(".initrd")?)?;
+    Ok((folder, Boot::Kernel { kernel, initrd, command_line: uki.command_line }))
 }
 
 /// A device after its first boot.
@@ -39,7 +58,7 @@ fn first_boot() -> Result<Booted, Failed> {
     let image = vm::Disk { path: image()?, format: Format::Raw };
     let disk = image.overlay(&folder.path().join("disk.qcow2"))?;
     let saved = folder.path().join("machine");
-    let mut machine = Machine::start(&Config { limit: LIMIT, ..Config::new(disk.clone()) })?;
+    let mut machine = Machine::start(&Config { limit: LIMIT, boot: kernel()?, ..Config::new(disk.clone()) })?;
     machine.wait_until_up()?;
     machine.save(&saved)?;
     Ok(Booted { disk, machine: saved, _folder: folder })

@@ -52,7 +52,7 @@ pub fn what_is_written_survives_a_reboot_without_an_io_error() -> Case {
 
 pub fn two_devices_have_no_secret_in_common() -> Case {
     let mut one = Device::running()?;
-    let mut other = Disk::fresh()?.boots()?;
+    let mut other = Disk::fresh()?.boots_by_firmware()?;
     for secret in [
         "cryptsetup luksUUID /dev/disk/by-partlabel/p.lxroot",
         "printf insecure | cryptsetup luksDump -q --dump-volume-key --key-file - /dev/disk/by-partlabel/p.lxroot \
