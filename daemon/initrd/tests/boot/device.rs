@@ -315,7 +315,7 @@ fn build() -> (Image, String) {
         Partition::Readonly => fs::metadata(&root).unwrap().len() + BLOCK,
         Partition::OciStorage => 32 * MIB,
         // With room for headers and tags.
-        Partition::Root => 96 * MIB,
+        Partition::Root => 64 * MIB,
     };
     let disk = Disk::partitioned(&Partition::ALL.map(|partition| (partition.label(), size(partition))));
     let write = |image: &Path, partition: Partition| {

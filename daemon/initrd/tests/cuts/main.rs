@@ -25,9 +25,9 @@ use story::{MARK, Story};
 use table::{Cut, Table, WentOn};
 
 /// One cut in so many is booted twice.
-const SECOND_BOOT: usize = 5;
+const SECOND_BOOT: usize = 10;
 /// One interval in so many is torn, of those that write the state or a header, and of the others.
-const SAMPLES: [usize; 2] = [2, 8];
+const SAMPLES: [usize; 2] = [3, 12];
 /// After so many failures, more do not help.
 const MOST_FAILURES: usize = 5;
 
