@@ -1,5 +1,6 @@
 //! `nemos-image verify`: whether a disk is what was built, told without booting it.
 
+mod manifest;
 mod trust;
 
 use std::path::PathBuf;
@@ -73,6 +74,8 @@ enum Fault {
     NoMetadata(#[from] NotMetadata),
     #[error("the metadata is of another root")]
     Metadata,
+    #[error(transparent)]
+    Manifest(#[from] manifest::Untrue),
 }
 
 /// Why nothing could be checked.
@@ -110,6 +113,7 @@ pub fn verify(args: &VerifyArgs, mut tell: impl FnMut(String)) -> Result<bool, V
             told("kernel image signature", trust::kernel_image(&uki, &expected));
             told("PCR 11", trust::measurement(&uki, &expected));
             told("preloaded containers", preloaded(&image, &uki));
+            told("manifest", manifest::check(&image, &uki, &args.disk).map_err(Fault::from));
             if let Some(root_hash) = known {
                 told("root hash signature", trust::root_hash(&uki, &root_hash, &expected));
                 told("root", verified(&image, Partition::Readonly, &root_hash));

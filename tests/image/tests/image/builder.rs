@@ -1,10 +1,12 @@
 //! nemos-image, given what it cannot work with: one sentence, and nothing left behind.
 
 use std::fs::{self, File};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use nemos_tests::{Case, Disk, Failed, Said, nemos_image, program};
+use nemos_tests::{Case, Disk, Failed, Said, image, nemos_image, program};
+use serde_json::Value;
 
 /// Subcommands that take a disk.
 const LOOK: [&str; 3] = ["run", "inspect", "verify"];
@@ -32,6 +34,22 @@ pub fn a_truncated_disk_is_refused_in_a_sentence() -> Case {
         let said = nemos_image(&[command, &path])?;
         assert!(said.complaint()?.contains("truncated"), "{command}: {said:?}");
     }
+    Ok(())
+}
+
+pub fn a_manifest_that_says_something_else_is_found() -> Case {
+    let folder = tempfile::tempdir()?;
+    let (disk, manifest) = (folder.path().join("nemos.raw"), folder.path().join("nemos.manifest.json"));
+    symlink(image()?, &disk)?;
+    let verify = || nemos_image(&["verify", &disk.to_string_lossy()]);
+    let mut said: Value = serde_json::from_str(&fs::read_to_string(image()?.with_extension("manifest.json"))?)?;
+    fs::write(&manifest, said.to_string())?;
+    assert!(verify()?.stdout.contains("true, in the image and next to the disk"), "{:?}", verify()?);
+
+    said["disk"]["root-hash"] = "0".repeat(64).into();
+    fs::write(&manifest, said.to_string())?;
+    let told = verify()?;
+    assert!(told.status != Some(0) && told.stdout.contains("says another root hash than"), "{told:?}");
     Ok(())
 }
 

@@ -41,6 +41,7 @@ fn main() -> ExitCode {
     let cases = cases![
         builder::what_is_not_a_disk_is_refused_in_a_sentence,
         builder::a_truncated_disk_is_refused_in_a_sentence,
+        builder::a_manifest_that_says_something_else_is_found,
         builder::an_unknown_profile_is_refused_in_a_sentence,
         builder::a_dead_mirror_leaves_nothing_behind,
         builder::a_full_folder_is_told_and_left_as_it_was,
