@@ -1,54 +1,63 @@
 //! Certificates of resets, checked where the device is not.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nemos_tests::{Case, Device, Disk, Failed, Said, nemosctl_elsewhere};
 use serde_json::Value;
+use tempfile::TempDir;
 
 use crate::factory::{RESET, last_reset};
 
 pub fn the_key_in_a_file_outlives_resets_and_certifies_them() -> Case {
     let mut device = Device::running()?;
-    outlives_resets_and_certifies_them(&mut device, "file")?;
+    let certificates = Certificates::of_a_reset(&mut device, "file")?;
+    let again = reset(&mut device)?;
+    let second = certificates.file("second");
+    fs::write(&second, device.says(&format!("nemosctl reset certificate {again}"))?)?;
+    assert_eq!(holds(&second, &certificates.file("key"))?["job"], again.as_str());
+    is_refused(&certificates.file("first"), &second, &certificates.file("key"))?;
     assert_eq!(device.says("stat --format '%a %U' /var/lib/nemos/certificate.key")?, "600 root");
     Ok(())
 }
 
-pub fn the_key_in_a_tpm_outlives_resets_and_certifies_them() -> Case {
+pub fn the_key_in_a_tpm_outlives_a_reset_and_certifies_it() -> Case {
     let mut device = Disk::fresh()?.with_tpm().boots()?;
     // The TPM is there since the initrd; whose it is in the end, udev's rules say.
     device.says("udevadm trigger --action add --settle /dev/tpmrm0")?;
-    outlives_resets_and_certifies_them(&mut device, "tpm")?;
+    Certificates::of_a_reset(&mut device, "tpm")?;
     device.says("test ! -e /var/lib/nemos/certificate.key")?;
     let verdict = device.says("nemosctl status")?;
     assert!(!verdict.contains("critical"), "{verdict}");
     Ok(())
 }
 
-fn outlives_resets_and_certifies_them(device: &mut Device, kept_in: &str) -> Case {
-    let folder = tempfile::tempdir()?;
-    let file = |name: &str| folder.path().join(name);
-    // The key is taken before anything is reset, by whoever asks, and everything is verified with it.
-    fs::write(file("key"), device.says("runuser -u nobody -- nemosctl reset certificate-key")?)?;
+/// What a device has given out, elsewhere: its `key`, and the certificate of its `first` reset.
+struct Certificates(TempDir);
 
-    let job = reset(device)?;
-    fs::write(file("first"), device.says(&format!("nemosctl reset certificate {job}"))?)?;
-    let claims = holds(&file("first"), &file("key"))?;
-    assert_eq!((&claims["job"], &claims["key_kept_in"]), (&job.clone().into(), &kept_in.into()), "{claims}");
-    assert_eq!(claims["requested_by"]["user"], "root", "{claims}");
-    let passed = |check: &Value| check["passed"] == true;
-    assert!(
-        claims["audit"].as_array().is_some_and(|checks| !checks.is_empty() && checks.iter().all(passed)),
-        "{claims}"
-    );
-    assert_eq!(claims["new_volume"], device.says("cryptsetup luksUUID /dev/disk/by-partlabel/p.lxroot")?, "{claims}");
+impl Certificates {
+    /// Takes the key before anything is reset, by whoever asks, and verifies with it what the device says of a reset.
+    fn of_a_reset(device: &mut Device, kept_in: &str) -> Result<Self, Failed> {
+        let certificates = Certificates(tempfile::tempdir()?);
+        let [key, first] = ["key", "first"].map(|name| certificates.file(name));
+        fs::write(&key, device.says("runuser -u nobody -- nemosctl reset certificate-key")?)?;
 
-    let again = reset(device)?;
-    fs::write(file("second"), device.says(&format!("nemosctl reset certificate {again}"))?)?;
-    assert_eq!(holds(&file("second"), &file("key"))?["job"], again.as_str());
+        let job = reset(device)?;
+        fs::write(&first, device.says(&format!("nemosctl reset certificate {job}"))?)?;
+        let claims = holds(&first, &key)?;
+        assert_eq!((&claims["job"], &claims["key_kept_in"]), (&job.clone().into(), &kept_in.into()), "{claims}");
+        assert_eq!(claims["requested_by"]["user"], "root", "{claims}");
+        let passed = |check: &Value| check["passed"] == true;
+        let checks = claims["audit"].as_array().cloned().unwrap_or_default();
+        assert!(!checks.is_empty() && checks.iter().all(passed), "{claims}");
+        let volume = device.says("cryptsetup luksUUID /dev/disk/by-partlabel/p.lxroot")?;
+        assert_eq!(claims["new_volume"], volume, "{claims}");
+        Ok(certificates)
+    }
 
-    is_refused(&file("first"), &file("second"), &file("key"))
+    fn file(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
 }
 
 /// Resets the device, and gives the job.

@@ -66,7 +66,7 @@ fn main() -> ExitCode {
         reset::systemds_own_ways_end_in_the_same_reset,
         reset::a_reset_that_cannot_be_finished_leaves_the_device_up_and_can_be_tried_again,
         certificate::the_key_in_a_file_outlives_resets_and_certifies_them,
-        certificate::the_key_in_a_tpm_outlives_resets_and_certifies_them,
+        certificate::the_key_in_a_tpm_outlives_a_reset_and_certifies_it,
         power::a_reset_that_loses_its_power_is_finished_at_the_next_boot,
         power::a_first_boot_that_loses_its_power_is_finished_at_the_next_boot,
         damage::a_device_without_its_overlay_header_is_degraded_and_erases_nothing,
