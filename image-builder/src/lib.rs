@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod build;
+pub mod containers;
 pub mod image;
 pub mod inspect;
 pub mod keys;

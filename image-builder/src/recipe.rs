@@ -40,6 +40,30 @@ pub struct Recipe {
     /// Text files, by path.
     #[serde(default)]
     pub files: BTreeMap<String, String>,
+    /// Images of containers in the preloaded store.
+    #[serde(default)]
+    pub containers: Vec<Container>,
+}
+
+/// An image of containers that is shipped: made of packages, or taken from an OCI archive.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Container {
+    /// What it is called, with host and tag: `localhost/busybox:latest`.
+    pub name: String,
+    /// Packages that are unpacked into it, with those they depend on.
+    #[serde(default)]
+    pub packages: Vec<String>,
+    /// A program of those packages, by its path, and its arguments: it is run once, inside.
+    #[serde(default)]
+    pub setup: Vec<String>,
+    /// What it runs, unless it is told otherwise.
+    #[serde(default)]
+    pub command: Vec<String>,
+    /// An OCI archive instead, relative to the recipe.
+    pub archive: Option<PathBuf>,
+    /// Its SHA-256, in hexadecimal.
+    pub sha256: Option<String>,
 }
 
 /// The distribution.
@@ -121,6 +145,9 @@ pub struct Units {
     /// Enabled.
     #[serde(default)]
     pub enable: Vec<String>,
+    /// Not enabled, though their packages enable them.
+    #[serde(default)]
+    pub disable: Vec<String>,
     /// Masked: units, and generators by their bare names.
     #[serde(default)]
     pub mask: Vec<String>,

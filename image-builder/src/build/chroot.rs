@@ -69,7 +69,8 @@ impl Chroot {
     }
 }
 
-fn mmdebstrap(epoch: u64) -> Tool {
+/// mmdebstrap, as it makes every root.
+pub fn mmdebstrap(epoch: u64) -> Tool {
     // The same for everybody: root just has no need to unshare its user ids. Device nodes cannot be unpacked by an
     // ordinary user, and devtmpfs brings them anyhow.
     let tool = Tool::new("mmdebstrap").env("SOURCE_DATE_EPOCH", epoch.to_string());

@@ -10,7 +10,7 @@ use super::mirror::Mirror;
 use super::tool::Tool;
 
 /// Changes whenever the code below makes something else of the same inputs.
-const FORMAT: &[u8] = b"2";
+const FORMAT: &[u8] = b"3";
 
 /// Fetched and unpacked, never installed: ukify and the EFI stub are for the builder, not for the device.
 const UNPACKED: [&str; 2] = ["systemd-ukify", "systemd-boot-efi"];
@@ -70,8 +70,12 @@ impl Distribution {
                 .download("/tmp/kernel-version", &folder.join("kernel-version"))
                 .download("/tmp/linuxx64.efi.stub", &folder.join("linuxx64.efi.stub"))
                 .download("/tmp/ukify", &folder.join("ukify"))
-                // The kernel boots from the ESP, and the keys of an ssh server are the device's own.
-                .shell(r#"rm -rf "$1"/boot/* "$1"/vmlinuz* "$1"/initrd.img* "$1"/etc/ssh/ssh_host_*"#)
+                // The kernel boots from the ESP, and the keys of an ssh server are the device's own. systemd-resolved keeps
+                // what it finds in its place: the builder's.
+                .shell(
+                    r#"rm -rf "$1"/boot/* "$1"/vmlinuz* "$1"/initrd.img* "$1"/etc/ssh/ssh_host_* \
+                    "$1"/etc/.resolv.conf.systemd-resolved.bak"#,
+                )
                 .installed_from(&debian.suite, &folder.join("root.tar"), lines)
                 .run()?;
             Ok::<_, BuildError>(())
@@ -94,7 +98,7 @@ impl Distribution {
 }
 
 /// When the newest release was made, by its own word.
-fn released(releases: &[Vec<u8>]) -> Result<u64, BuildError> {
+pub fn released(releases: &[Vec<u8>]) -> Result<u64, BuildError> {
     let mut newest = 0;
     for release in releases {
         let text = String::from_utf8_lossy(release);

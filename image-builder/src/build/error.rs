@@ -12,6 +12,7 @@ use super::host::HostError;
 use super::mirror::MirrorError;
 use super::table::TableError;
 use super::tool::ToolError;
+use crate::containers::oci::OciError;
 use crate::image::authenticode::NotPe;
 use crate::image::uki::NotUki;
 use crate::keys::KeyError;
@@ -40,6 +41,19 @@ pub enum BuildError {
     /// The cache.
     #[error(transparent)]
     Cache(#[from] CacheError),
+    /// A container's archive.
+    #[error(transparent)]
+    Oci(#[from] OciError),
+    /// An archive that is not the one of the recipe.
+    #[error("{path} has the SHA-256 {actual}, and {expected} was expected; it is damaged, or another one")]
+    Checksum {
+        /// The archive.
+        path: PathBuf,
+        /// What it should hash to.
+        expected: String,
+        /// What it hashes to.
+        actual: String,
+    },
     /// The partition table.
     #[error(transparent)]
     Table(#[from] TableError),

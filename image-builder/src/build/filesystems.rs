@@ -1,15 +1,19 @@
 //! The small file systems that an image is shipped with. The large ones are made on the device.
 
 use std::fs::{self, File};
+use std::io::BufWriter;
 use std::path::PathBuf;
 
+use jiff::Timestamp;
 use nemos_model::state::{DeviceState, FILE_NAME};
 
 use super::Context;
 use super::error::BuildError;
 use super::ids::Ids;
+use super::root::mksquashfs;
 use super::tool::Tool;
 use super::verity::Verified;
+use crate::containers::{Image, store};
 
 /// `p.lxstate`: ext4 with the state of a device that was never booted.
 pub fn state(context: &Context, size: u64, ids: &Ids) -> Result<PathBuf, BuildError> {
@@ -42,17 +46,24 @@ pub fn state(context: &Context, size: u64, ids: &Ids) -> Result<PathBuf, BuildEr
     Ok(image)
 }
 
-/// `p.lxoci-preloaded`: a squashfs of the containers that are shipped; none, so far.
-pub fn preloaded(context: &Context, ids: &Ids) -> Result<Verified, BuildError> {
-    let folder = context.scratch.join("preloaded");
-    fs::create_dir(&folder).map_err(BuildError::io("making", &folder))?;
+/// `p.lxoci-preloaded`: a squashfs of the containers that are shipped.
+pub fn preloaded(context: &Context, images: &[Image], ids: &Ids) -> Result<Verified, BuildError> {
+    let store = context.scratch.join("preloaded.tar");
+    let failed = BuildError::io("writing", &store);
+    let created = i64::try_from(context.epoch).ok().and_then(|epoch| Timestamp::from_second(epoch).ok());
+    let file = File::create(&store).map_err(&failed)?;
+    store::write(images, created.unwrap_or_default(), BufWriter::new(file)).map_err(&failed)?;
     let image = context.scratch.join("preloaded.squashfs");
-    // Not by options: mksquashfs refuses them if the variable is set, and a user may have set it.
-    Tool::new("mksquashfs")
-        .env("SOURCE_DATE_EPOCH", context.epoch.to_string())
-        .arg(&folder)
+    let epoch = context.epoch.to_string();
+    let level = context.recipe.squashfs.zstd_level.to_string();
+    mksquashfs()
+        .env("SOURCE_DATE_EPOCH", &epoch)
+        .arg("-")
         .arg(&image)
-        .args(["-quiet", "-no-progress", "-comp", "zstd", "-all-root", "-root-mode", "0755"])
+        .args(["-root-mode", "0755", "-root-time", &epoch])
+        .args(["-tar", "-quiet", "-no-progress", "-exit-on-error", "-comp", "zstd", "-Xcompression-level", &level])
+        .stdin(File::open(&store).map_err(&failed)?)
         .run()?;
+    fs::remove_file(&store).map_err(BuildError::io("removing", &store))?;
     Verified::make(context, image, "preloaded", 0, ids)
 }

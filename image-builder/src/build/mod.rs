@@ -4,13 +4,14 @@
 //!     Debian's mirror --> distribution (cached) --+--> initrd, dracut's part (cached) --+
 //!                                                 |                                     +--> UKI --> ESP --+
 //!     our source --> package ---------------------+--> root: squashfs + hash tree ------+                  +--> disk
-//!                                                                    state, preloaded containers ----------+
+//!     Debian's packages, OCI archives --> containers (cached) ----> state, preloaded containers -----------+
 //! ```
 //!
 //! Nothing needs root: roots live in a user namespace, file systems and tables are written as files.
 
 mod cache;
 mod chroot;
+mod containers;
 mod disk;
 mod distribution;
 mod error;
@@ -233,8 +234,9 @@ fn make(args: &BuildArgs, context: &Context, recipe_text: &str, progress: &Progr
         Ok((made, format!("squashfs {data}, hash tree{parity} {tree}")))
     })?;
     let preloaded = progress.step("containers", || {
-        let made = filesystems::preloaded(context, &ids)?;
-        let told = format!("squashfs {}", mib(made.data));
+        let (images, names) = containers::make(context, &mirror, &releases)?;
+        let made = filesystems::preloaded(context, &images, &ids)?;
+        let told = format!("{names}; squashfs {}", mib(made.data));
         Ok((made, told))
     })?;
     let uki = progress.step("kernel image", || {

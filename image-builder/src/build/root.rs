@@ -76,7 +76,7 @@ impl Root {
 
 /// mksquashfs, as somebody that it takes for root: it ignores the archive's entry for the root folder itself, and gives that
 /// to whoever runs it.
-fn mksquashfs() -> Tool {
+pub fn mksquashfs() -> Tool {
     if is_root() { Tool::new("mksquashfs") } else { Tool::new("unshare").args(["--map-root-user", "mksquashfs"]) }
 }
 
@@ -121,6 +121,9 @@ fn customization(context: &Context, os_release: &str, manifest: &str) -> String 
     // What systemd makes anew for another /usr (caches of the linker, of the journal's catalog) was made with this one.
     line(file("/etc/.updated", ""));
     line(file("/var/.updated", ""));
+    for unit in &recipe.units.disable {
+        line(format!("inside systemctl --quiet disable {unit}"));
+    }
     for unit in &recipe.units.enable {
         line(format!("inside systemctl --quiet enable {unit}"));
     }

@@ -2,8 +2,10 @@
 //!
 //! `NEMOS_IMAGE=nemos.raw NEMOS_SIGNED=signed cargo test -p nemos-tests`; a word after `--` selects cases by their names.
 
+mod behaviour;
 mod builder;
 mod certificate;
+mod containers;
 mod daemon;
 mod damage;
 mod factory;
@@ -51,6 +53,12 @@ fn main() -> ExitCode {
         provision::what_is_written_survives_a_reboot_without_an_io_error,
         provision::two_devices_have_no_secret_in_common,
         status::a_healthy_device_draws_each_layer_and_finds_nothing_wrong,
+        behaviour::the_settings_of_the_reference_image_are_in_force,
+        behaviour::its_programs_are_there,
+        behaviour::audit_records_are_collected,
+        containers::one_that_ships_with_the_image_runs,
+        containers::what_is_built_on_the_device_is_listed_beside_what_shipped,
+        containers::the_store_that_ships_is_whole_and_cannot_be_changed,
         daemon::it_comes_up_when_it_is_called,
         daemon::everybody_may_look_and_not_everybody_may_reset,
         daemon::it_is_hardened,
