@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use nemos_image::build::{BuildArgs, BuildError, PackageArgs, build, build_package};
+use nemos_image::build::{BootstrapArgs, BuildArgs, BuildError, PackageArgs, bootstrap, build, build_package};
 use nemos_image::inspect::{InspectArgs, inspect};
 use nemos_image::keys::{KeysArgs, generate};
 use nemos_image::recipe::RecipeError;
@@ -24,6 +24,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Build(BuildArgs),
+    Bootstrap(BootstrapArgs),
     Package(PackageArgs),
     Keys(KeysArgs),
     Run(RunArgs),
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
 fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Build(args) => build(&args).map(|_| ExitCode::SUCCESS).map_err(Into::into),
+        Command::Bootstrap(args) => bootstrap(&args).map(|_| ExitCode::SUCCESS).map_err(Into::into),
         Command::Package(args) => build_package(&args).map(|_| ExitCode::SUCCESS).map_err(Into::into),
         Command::Keys(args) => {
             let folder = generate(&args)?;

@@ -28,6 +28,14 @@ impl Chroot {
         }
     }
 
+    /// A root that was made before, for more to be installed in it from a mirror.
+    pub fn extended(root: &Path, epoch: u64) -> Self {
+        let tool = mmdebstrap(epoch).env("INITRD", "No").arg("--variant=custom");
+        Chroot {
+            tool: tool.arg(format!("--setup-hook=tar-in {} /", quoted(root))).arg("--setup-hook=mkdir -p \"$1/dev\""),
+        }
+    }
+
     /// One more argument for mmdebstrap.
     pub fn arg(self, arg: impl AsRef<str>) -> Self {
         Chroot { tool: self.tool.arg(arg.as_ref()) }

@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use super::Context;
+use super::bootstrap::Bootstrap;
 use super::cache::Digest;
 use super::chroot::Chroot;
 use super::error::BuildError;
-use super::mirror::Mirror;
-use super::tool::Tool;
+use super::source::{Online, Source, blame};
 
 /// Changes whenever the code below makes something else of the same inputs.
 const FORMAT: &[u8] = b"3";
@@ -15,9 +15,14 @@ const FORMAT: &[u8] = b"3";
 /// Fetched and unpacked, never installed: ukify and the EFI stub are for the builder, not for the device.
 const UNPACKED: [&str; 2] = ["systemd-ukify", "systemd-boot-efi"];
 
+/// What it consists of.
+pub const FILES: [&str; 5] = ["root.tar", "vmlinuz", "kernel-version", "linuxx64.efi.stub", "ukify"];
+
 /// Debian's part, in the cache.
 #[derive(Debug)]
 pub struct Distribution {
+    /// Where all but the root is.
+    pub folder: PathBuf,
     /// The root, as a tar archive.
     pub root: PathBuf,
     /// The kernel.
@@ -39,72 +44,99 @@ pub struct Distribution {
 
 impl Distribution {
     /// Finds it in the cache, or installs it.
-    pub fn make(context: &Context, mirror: &Mirror, releases: &[Vec<u8>]) -> Result<Self, BuildError> {
-        let debian = &context.recipe.debian;
-        let lines: Vec<_> = mirror.archives.iter().map(super::mirror::Archive::line).collect();
-        let epoch = released(releases)?;
-        let inputs = [&debian.packages, &debian.exclude, &lines].into_iter().flatten().map(String::as_bytes);
-        let key = Digest::of([FORMAT].into_iter().chain(inputs).chain(releases.iter().map(Vec::as_slice)));
-        let entry = context.cache.get("distribution", &key, |folder| {
-            let mut chroot = Chroot::installed(epoch)
-                .arg("--variant=essential")
-                .arg(format!("--include={}", debian.packages.join(",")))
-                .arg("--aptopt=APT::Install-Recommends \"false\";");
-            for setting in &mirror.settings {
-                chroot = chroot.arg(format!("--aptopt={setting}"));
+    pub fn make(context: &Context, source: &Source) -> Result<Self, BuildError> {
+        match source {
+            Source::Mirror(online) => from_mirror(context, online),
+            Source::Archive(archive) => {
+                let key = Digest::of([FORMAT, archive.digest.as_bytes()]);
+                let root = archive.folder.join("root.tar");
+                Distribution::in_folder(archive.folder.clone(), root, archive.epoch(), key, true)
             }
-            for pattern in &debian.exclude {
-                chroot = chroot.arg(format!("--dpkgopt=path-exclude={pattern}"));
-            }
-            chroot
-                .shell(&format!(
-                    r#"set -e; cd "$1/tmp"
-                    APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" apt-get --quiet download {}
-                    for package in *.deb; do dpkg-deb --extract "$package" unpacked; done
-                    cp -L unpacked/usr/bin/ukify unpacked/usr/lib/systemd/boot/efi/linuxx64.efi.stub "$1"/boot/vmlinuz-* .
-                    ls "$1/lib/modules" > kernel-version
-                    mv vmlinuz-* vmlinuz"#,
-                    UNPACKED.join(" ")
-                ))
-                .download("/tmp/vmlinuz", &folder.join("vmlinuz"))
-                .download("/tmp/kernel-version", &folder.join("kernel-version"))
-                .download("/tmp/linuxx64.efi.stub", &folder.join("linuxx64.efi.stub"))
-                .download("/tmp/ukify", &folder.join("ukify"))
-                // The kernel boots from the ESP, and the keys of an ssh server are the device's own. systemd-resolved keeps
-                // what it finds in its place: the builder's.
-                .shell(
-                    r#"rm -rf "$1"/boot/* "$1"/vmlinuz* "$1"/initrd.img* "$1"/etc/ssh/ssh_host_* \
-                    "$1"/etc/.resolv.conf.systemd-resolved.bak"#,
-                )
-                .installed_from(&debian.suite, &folder.join("root.tar"), lines)
-                .run()?;
-            Ok::<_, BuildError>(())
-        })?;
-        let kernel_version = super::read(&entry.folder.join("kernel-version"))?.trim().to_owned();
+            Source::Both(archive, online, packages) => with_more(context, archive, online, packages),
+        }
+    }
+
+    fn in_folder(folder: PathBuf, root: PathBuf, epoch: u64, key: Digest, found: bool) -> Result<Self, BuildError> {
+        let kernel_version = super::read(&folder.join("kernel-version"))?.trim().to_owned();
         if kernel_version.lines().count() != 1 {
             return Err(BuildError::Kernels(kernel_version.lines().collect::<Vec<_>>().join(", ")));
         }
         Ok(Distribution {
-            root: entry.folder.join("root.tar"),
-            kernel: entry.folder.join("vmlinuz"),
+            root,
+            kernel: folder.join("vmlinuz"),
             kernel_version,
-            stub: entry.folder.join("linuxx64.efi.stub"),
-            ukify: entry.folder.join("ukify"),
+            stub: folder.join("linuxx64.efi.stub"),
+            ukify: folder.join("ukify"),
             epoch,
             key,
-            found: entry.found,
+            found,
+            folder,
         })
     }
 }
 
-/// When the newest release was made, by its own word.
-pub fn released(releases: &[Vec<u8>]) -> Result<u64, BuildError> {
-    let mut newest = 0;
-    for release in releases {
-        let text = String::from_utf8_lossy(release);
-        let date = text.lines().find_map(|line| line.strip_prefix("Date: ")).unwrap_or_default();
-        let seconds = Tool::new("date").args(["--utc", "+%s", "--date", date]).output()?;
-        newest = newest.max(String::from_utf8_lossy(&seconds).trim().parse().unwrap_or(0));
-    }
-    Ok(newest)
+fn from_mirror(context: &Context, online: &Online) -> Result<Distribution, BuildError> {
+    let debian = &context.recipe.debian;
+    let mirror = online.key();
+    let inputs = [&debian.packages, &debian.exclude].into_iter().flatten().map(String::as_bytes);
+    let key = Digest::of([FORMAT].into_iter().chain(inputs).chain(mirror.iter().map(Vec::as_slice)));
+    let entry = context.cache.get("distribution", &key, |folder| {
+        let chroot = Chroot::installed(online.epoch).arg("--variant=essential");
+        installing(chroot, context, online, &debian.packages)
+            .shell(&format!(
+                r#"set -e; cd "$1/tmp"
+                APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" apt-get --quiet download {}
+                for package in *.deb; do dpkg-deb --extract "$package" unpacked; done
+                cp -L unpacked/usr/bin/ukify unpacked/usr/lib/systemd/boot/efi/linuxx64.efi.stub "$1"/boot/vmlinuz-* .
+                ls "$1/lib/modules" > kernel-version
+                mv vmlinuz-* vmlinuz"#,
+                UNPACKED.join(" ")
+            ))
+            .download("/tmp/vmlinuz", &folder.join("vmlinuz"))
+            .download("/tmp/kernel-version", &folder.join("kernel-version"))
+            .download("/tmp/linuxx64.efi.stub", &folder.join("linuxx64.efi.stub"))
+            .download("/tmp/ukify", &folder.join("ukify"))
+            .shell(LEFT_OUT)
+            .installed_from(&debian.suite, &folder.join("root.tar"), online.lines())
+            .run()
+            .map_err(|error| blame(context, error))
+    })?;
+    let root = entry.folder.join("root.tar");
+    Distribution::in_folder(entry.folder, root, online.epoch, key, entry.found)
 }
+
+/// The root of an archive, with more packages installed in it.
+fn with_more(
+    context: &Context,
+    archive: &Bootstrap,
+    online: &Online,
+    packages: &[String],
+) -> Result<Distribution, BuildError> {
+    let epoch = archive.epoch().max(online.epoch);
+    let mirror = online.key();
+    let inputs = [FORMAT, archive.digest.as_bytes()].into_iter().chain(packages.iter().map(String::as_bytes));
+    let key = Digest::of(inputs.chain(mirror.iter().map(Vec::as_slice)));
+    if packages.is_empty() {
+        // The mirror has what a container is made of.
+        return Distribution::in_folder(archive.folder.clone(), archive.folder.join("root.tar"), epoch, key, true);
+    }
+    let entry = context.cache.get("distribution", &key, |folder| {
+        installing(Chroot::extended(&archive.folder.join("root.tar"), epoch), context, online, packages)
+            .shell(LEFT_OUT)
+            .installed_from(&context.recipe.debian.suite, &folder.join("root.tar"), online.lines())
+            .run()
+            .map_err(|error| blame(context, error))
+    })?;
+    Distribution::in_folder(archive.folder.clone(), entry.folder.join("root.tar"), epoch, key, entry.found)
+}
+
+fn installing(chroot: Chroot, context: &Context, online: &Online, packages: &[String]) -> Chroot {
+    let chroot = chroot.arg(format!("--include={}", packages.join(",")));
+    let exclude = context.recipe.debian.exclude.iter().map(|pattern| format!("--dpkgopt=path-exclude={pattern}"));
+    online.options().chain(exclude).fold(chroot, Chroot::arg)
+}
+
+/// The kernel boots from the ESP, and the keys of an ssh server are the device's own. systemd-resolved keeps what it finds in
+/// its place: the builder's.
+const LEFT_OUT: &str = r#"rm -rf "$1"/boot/* "$1"/vmlinuz* "$1"/initrd.img* "$1"/etc/ssh/ssh_host_* \
+    "$1"/etc/.resolv.conf.systemd-resolved.bak"#;

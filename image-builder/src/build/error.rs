@@ -7,6 +7,7 @@ use nemos_model::integrity::InvalidRootHash;
 use nemos_model::manifest::BadManifest;
 use thiserror::Error;
 
+use super::bootstrap::BootstrapError;
 use super::cache::CacheError;
 use super::host::HostError;
 use super::mirror::MirrorError;
@@ -41,6 +42,12 @@ pub enum BuildError {
     /// The cache.
     #[error(transparent)]
     Cache(#[from] CacheError),
+    /// An archive of Debian's part.
+    #[error(transparent)]
+    Bootstrap(#[from] BootstrapError),
+    /// The archive of Debian's part has not what a container is made of.
+    #[error("the packages of container {0} are neither in the archive nor is there a mirror")]
+    NoLayer(String),
     /// A container's archive.
     #[error(transparent)]
     Oci(#[from] OciError),

@@ -119,6 +119,13 @@ fn refuse(absent: &[(&str, &str)]) -> Result<(), HostError> {
     Err(HostError::Programs { programs, packages })
 }
 
+/// Checks that what is needed to install a root is there, and that an ordinary user can have one.
+pub fn check_for_bootstrap() -> Result<(), HostError> {
+    let installing = ["mmdebstrap", "apt-get", "apt-config", "dpkg-deb", "tar", "zstd"];
+    check_programs(&PROGRAMS.into_iter().filter(|(program, _)| installing.contains(program)).collect::<Vec<_>>())?;
+    check_user()
+}
+
 /// Checks that all that an image needs is there, and that an ordinary user can have a root file system.
 pub fn check(builds_package: bool, converts: bool) -> Result<(), HostError> {
     let mut wanted = PROGRAMS.to_vec();
@@ -141,6 +148,10 @@ pub fn check(builds_package: bool, converts: bool) -> Result<(), HostError> {
     if builds_package {
         check_for_package()?;
     }
+    check_user()
+}
+
+fn check_user() -> Result<(), HostError> {
     if is_root() { Ok(()) } else { check_user_ids() }
 }
 

@@ -1,7 +1,8 @@
 //! `nemos-image build`: a recipe becomes a disk image.
 //!
 //! ```text
-//!     Debian's mirror --> distribution (cached) --+--> initrd, dracut's part (cached) --+
+//!     Debian's mirror,
+//!     or an archive   --> distribution (cached) --+--> initrd, dracut's part (cached) --+
 //!                                                 |                                     +--> UKI --> ESP --+
 //!     our source --> package ---------------------+--> root: squashfs + hash tree ------+                  +--> disk
 //!     Debian's packages, OCI archives --> containers (cached) ----> state, preloaded containers -----------+
@@ -9,6 +10,7 @@
 //!
 //! Nothing needs root: roots live in a user namespace, file systems and tables are written as files.
 
+mod bootstrap;
 mod cache;
 mod chroot;
 mod containers;
@@ -24,6 +26,7 @@ mod mirror;
 mod package;
 mod progress;
 mod root;
+mod source;
 mod table;
 mod tool;
 mod uki;
@@ -35,18 +38,20 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use nemos_model::partitions::Partition;
+use tempfile::TempDir;
 
+pub use self::bootstrap::{BootstrapArgs, bootstrap};
 use self::cache::Cache;
 pub use self::cache::Digest;
 use self::distribution::Distribution;
 pub use self::error::BuildError;
 use self::ids::Ids;
 use self::initrd::Initrd;
-use self::mirror::Mirror;
 pub use self::package::{PackageArgs, build_package};
 use self::progress::Progress;
 pub(crate) use self::progress::mib;
 use self::root::Root;
+use self::source::Source;
 pub use self::tool::{Tool, ToolError};
 pub use self::uki::REMOVABLE_PATH;
 use crate::image::metadata;
@@ -64,6 +69,11 @@ const TEMPORARY_MIB: u64 = 1024;
 ///
 /// As an ordinary user, from the Debian mirror of the host's apt and the source tree that the current folder is in.
 #[derive(Debug, Clone, Args)]
+#[command(after_help = "Examples:
+  nemos-image build
+  nemos-image build --recipe mine.toml --qcow2
+  nemos-image build --keys keys
+  nemos-image bootstrap && nemos-image build --profile bootstrapped")]
 pub struct BuildArgs {
     /// Recipe to build, of those that come with the builder
     #[arg(long, value_name = "NAME", default_value = "default")]
@@ -80,6 +90,10 @@ pub struct BuildArgs {
     /// Debian mirror, instead of the host's
     #[arg(long, value_name = "URL")]
     pub mirror: Option<String>,
+
+    /// Archive that `nemos-image bootstrap` made, instead of the recipe's, or instead of a mirror
+    #[arg(long, value_name = "FILE")]
+    pub rootfs: Option<PathBuf>,
 
     /// Debian package of nemos, instead of building it
     #[arg(long, value_name = "FILE")]
@@ -142,20 +156,32 @@ pub fn build(args: &BuildArgs) -> Result<PathBuf, BuildError> {
     if args.verbose {
         tool::be_verbose();
     }
-    let (recipe, recipe_text) = match &args.recipe {
-        Some(file) => Recipe::read(file)?,
-        None => Recipe::shipped(&args.profile)?,
-    };
-    let profile = match &args.recipe {
-        Some(file) => file.file_stem().map_or("image".into(), |stem| stem.to_string_lossy().into_owned()),
-        None => args.profile.clone(),
-    };
+    let (recipe, profile) = choose(&args.profile, args.recipe.as_deref())?;
     let progress = Progress::new();
-    let is_new = !args.output.exists();
-    let made = build_in(args, recipe, &recipe_text, profile, &progress);
+    in_folder(&args.output, || {
+        let (_scratch, context) = progress.step("host", || {
+            host::check(args.package.is_none(), args.qcow2)?;
+            let keys = args.keys.as_ref().map(|folder| Keys::open(folder, args.sign_with.as_deref())).transpose()?;
+            prepare(recipe, profile, &args.output, args.cache.as_deref(), keys)
+        })?;
+        make(args, &context, &progress)
+    })
+}
+
+/// The recipe, and what is made of it is called.
+fn choose(profile: &str, file: Option<&Path>) -> Result<(Recipe, String), BuildError> {
+    let Some(file) = file else { return Ok((Recipe::shipped(profile)?, profile.to_owned())) };
+    let name = file.file_stem().map_or("image".into(), |stem| stem.to_string_lossy().into_owned());
+    Ok((Recipe::read(file)?, name))
+}
+
+/// Does work in a folder that need not be there before, and is not there afterwards if the work fails.
+fn in_folder<T>(folder: &Path, work: impl FnOnce() -> Result<T, BuildError>) -> Result<T, BuildError> {
+    let is_new = !folder.exists();
+    let made = work();
     if made.is_err() && is_new {
         // Only if it is empty, which it is unless somebody else found it useful.
-        let _ = fs::remove_dir(&args.output);
+        let _ = fs::remove_dir(folder);
     }
     made
 }
@@ -166,45 +192,35 @@ fn begin() -> Result<(), BuildError> {
     tool::end_with_signals().map_err(BuildError::Signals)
 }
 
-fn build_in(
-    args: &BuildArgs,
+/// Folders with space, and what all steps share.
+fn prepare(
     recipe: Recipe,
-    recipe_text: &str,
     profile: String,
-    progress: &Progress,
-) -> Result<PathBuf, BuildError> {
-    let (_scratch, context) = progress.step("host", || {
-        host::check(args.package.is_none(), args.qcow2)?;
-        let keys = args.keys.as_ref().map(|folder| Keys::open(folder, args.sign_with.as_deref())).transpose()?;
-        let cache = cache_folder(args)?;
-        host::check_folder(&args.output, OUTPUT_MIB, "--output")?;
-        host::check_folder(&cache, CACHE_MIB, "--cache")?;
-        host::check_folder(&env::temp_dir(), TEMPORARY_MIB, "TMPDIR")?;
-        let scratch = tempfile::Builder::new().prefix(".nemos-image-").tempdir_in(&args.output);
-        let scratch = scratch.map_err(BuildError::io("making a folder in", &args.output))?;
-        let context = Context {
-            epoch: epoch()?,
-            scratch: absolute(scratch.path())?,
-            cache: Cache::open(absolute(&cache)?)?,
-            recipe,
-            recipe_digest: Digest::of_bytes(recipe_text.as_bytes()),
-            profile,
-            keys,
-        };
-        Ok(((scratch, context), format!("has all that is needed; cache {}", cache.display())))
-    })?;
-    make(args, &context, recipe_text, progress)
+    output: &Path,
+    cache: Option<&Path>,
+    keys: Option<Keys>,
+) -> Result<((TempDir, Context), String), BuildError> {
+    containers::check(&recipe)?;
+    let cache = cache_folder(cache)?;
+    host::check_folder(output, OUTPUT_MIB, "--output")?;
+    host::check_folder(&cache, CACHE_MIB, "--cache")?;
+    host::check_folder(&env::temp_dir(), TEMPORARY_MIB, "TMPDIR")?;
+    let scratch = tempfile::Builder::new().prefix(".nemos-image-").tempdir_in(output);
+    let scratch = scratch.map_err(BuildError::io("making a folder in", output))?;
+    let context = Context {
+        epoch: epoch()?,
+        scratch: absolute(scratch.path())?,
+        cache: Cache::open(absolute(&cache)?)?,
+        recipe_digest: Digest::of_bytes(recipe.text().as_bytes()),
+        recipe,
+        profile,
+        keys,
+    };
+    Ok(((scratch, context), format!("has all that is needed; cache {}", cache.display())))
 }
 
-fn make(args: &BuildArgs, context: &Context, recipe_text: &str, progress: &Progress) -> Result<PathBuf, BuildError> {
-    let debian = &context.recipe.debian;
-    let (mirror, releases) = progress.step("mirror", || {
-        let mirror = Mirror::find(args.mirror.as_deref(), debian)?;
-        let releases = mirror.releases(&context.scratch)?;
-        let told = mirror.archives.iter().map(|archive| format!("{} {}", archive.uri, archive.suite));
-        let told = told.collect::<Vec<_>>().join(", ");
-        Ok(((mirror, releases), told))
-    })?;
+fn make(args: &BuildArgs, context: &Context, progress: &Progress) -> Result<PathBuf, BuildError> {
+    let source = Source::find(args, context, progress)?;
     let deb = progress.step("package", || {
         let deb = match &args.package {
             Some(deb) => package::given(deb)?,
@@ -213,7 +229,7 @@ fn make(args: &BuildArgs, context: &Context, recipe_text: &str, progress: &Progr
         Ok((deb.clone(), describe(&deb, true)?))
     })?;
     let distribution = progress.step("distribution", || {
-        let made = Distribution::make(context, &mirror, &releases)?;
+        let made = Distribution::make(context, &source)?;
         let told = describe(&made.root, !made.found)?;
         Ok((made, told))
     })?;
@@ -225,7 +241,7 @@ fn make(args: &BuildArgs, context: &Context, recipe_text: &str, progress: &Progr
     let deb_digest = Digest::of_file(&deb).map_err(BuildError::io("reading", &deb))?;
     let epoch = context.epoch.to_le_bytes();
     let inputs =
-        [&epoch, distribution.key.0.as_slice(), &deb_digest.0, recipe_text.as_bytes(), context.profile.as_bytes()];
+        [&epoch, distribution.key.0.as_slice(), &deb_digest.0, &context.recipe_digest.0, context.profile.as_bytes()];
     let ids = Ids::new(Digest::of(inputs));
     let root = progress.step("root", || {
         let made = Root::make(context, &distribution, &deb, &ids)?;
@@ -234,7 +250,7 @@ fn make(args: &BuildArgs, context: &Context, recipe_text: &str, progress: &Progr
         Ok((made, format!("squashfs {data}, hash tree{parity} {tree}")))
     })?;
     let preloaded = progress.step("containers", || {
-        let (images, names) = containers::make(context, &mirror, &releases)?;
+        let (images, names) = containers::make(context, &source)?;
         let made = filesystems::preloaded(context, &images, &ids)?;
         let told = format!("{names}; squashfs {}", mib(made.data));
         Ok((made, told))
@@ -286,10 +302,10 @@ fn make(args: &BuildArgs, context: &Context, recipe_text: &str, progress: &Progr
     Ok(published)
 }
 
-fn cache_folder(args: &BuildArgs) -> Result<PathBuf, BuildError> {
-    let given = args.cache.clone();
+fn cache_folder(given: Option<&Path>) -> Result<PathBuf, BuildError> {
     let folder = |variable: &str| env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from);
     given
+        .map(Path::to_owned)
         .or_else(|| Some(folder("XDG_CACHE_HOME")?.join("nemos-image")))
         .or_else(|| Some(folder("HOME")?.join(".cache/nemos-image")))
         .ok_or(BuildError::NoCacheFolder)

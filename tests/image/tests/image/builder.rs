@@ -60,6 +60,52 @@ pub fn an_unknown_profile_is_refused_in_a_sentence() -> Case {
     is_empty(folder.path())
 }
 
+pub fn a_mistake_in_a_recipe_is_told_with_its_line() -> Case {
+    let mistakes = [
+        ("[debain]\n", "mine.toml, line 3: unknown field `debain`"),
+        ("[partitions-mib]\nhome = 300\nhome = 400\n", "mine.toml, line 5: duplicate key"),
+        ("[partitions-mib]\noci-storage = 200\n", "mine.toml, line 4: p.lxoci-storage needs 304 MiB at least"),
+    ];
+    for (lines, expected) in mistakes {
+        let folder = tempfile::tempdir()?;
+        let said = with_recipe(folder.path(), "build", lines)?;
+        assert!(said.complaint()?.contains(expected), "{said:?}");
+    }
+    Ok(())
+}
+
+pub fn a_package_that_debian_has_not_is_told_with_its_line() -> Case {
+    let folder = tempfile::tempdir()?;
+    // Not `build`: that compiles our own package first.
+    let said =
+        with_recipe(folder.path(), "bootstrap", "[debian]\npackages = [\n    \"vim\",\n    \"no-such-package\",\n]\n")?;
+    assert!(
+        said.complaint()?.ends_with("mine.toml, line 6: there is no package `no-such-package` in trixie"),
+        "{said:?}"
+    );
+    Ok(())
+}
+
+pub fn an_archive_that_is_not_the_one_of_the_recipe_is_refused() -> Case {
+    let folder = tempfile::tempdir()?;
+    let archive = folder.path().join("archive.tar");
+    fs::write(&archive, "something else")?;
+    let zeros = "0".repeat(64);
+    let container =
+        format!("[[containers]]\nname = \"localhost/app:1\"\narchive = \"archive.tar\"\nsha256 = \"{zeros}\"\n");
+    let bootstrap = format!("[bootstrap]\narchive = \"archive.tar\"\nsha256 = \"{zeros}\"\n");
+    for lines in [container, bootstrap] {
+        let said = with_recipe(folder.path(), "build", &lines)?;
+        assert!(said.complaint()?.contains(&format!("and {zeros} was expected")), "{said:?}");
+    }
+    let nothing = folder.path().join("nothing.tar.zst");
+    let output = folder.path().join("out");
+    let said = build(&output, &["--profile", "bootstrapped", "--rootfs", &nothing.to_string_lossy()])?;
+    assert!(said.complaint()?.contains("make it with `nemos-image bootstrap`"), "{said:?}");
+    assert!(!output.exists(), "something is left behind");
+    Ok(())
+}
+
 pub fn a_dead_mirror_leaves_nothing_behind() -> Case {
     let folder = tempfile::tempdir()?;
     // Nobody listens on the port of "discard".
@@ -89,6 +135,17 @@ fn build(folder: &Path, arguments: &[&str]) -> Result<Said, Failed> {
     let cache = tempfile::tempdir()?;
     let (folder, cache) = (folder.to_string_lossy(), cache.path().to_string_lossy().into_owned());
     nemos_image(&[&["build", "--output", &folder, "--cache", &cache], arguments].concat())
+}
+
+/// Gives a subcommand a recipe with these lines behind the first two; nothing is left of what it did.
+fn with_recipe(folder: &Path, subcommand: &str, lines: &str) -> Result<Said, Failed> {
+    let recipe = folder.join("mine.toml");
+    fs::write(&recipe, format!("description = \"mine\"\nextends = \"default\"\n{lines}"))?;
+    let (output, cache) = (folder.join("out"), folder.join("cache"));
+    let paths = [&recipe, &output, &cache].map(|path| path.to_string_lossy().into_owned());
+    let said = nemos_image(&[subcommand, "--recipe", &paths[0], "--output", &paths[1], "--cache", &paths[2]])?;
+    assert!(!output.exists(), "something is left behind");
+    Ok(said)
 }
 
 fn source_tree() -> PathBuf {

@@ -1,0 +1,144 @@
+//! Recipes that are right, and the sentences for those that are not.
+
+use super::*;
+
+fn parse(text: &str) -> Result<Recipe, RecipeError> {
+    Recipe::parse(Text { origin: "my.toml".to_owned(), content: text.to_owned(), folder: Some("/recipes".into()) })
+}
+
+fn refusal(text: &str) -> String {
+    parse(text).expect_err("the recipe is refused").to_string()
+}
+
+/// A recipe of one's own with these lines, the first of which is line 3.
+fn own(lines: &str) -> String {
+    format!("description = \"mine\"\nextends = \"default\"\n{lines}\n")
+}
+
+#[test]
+fn every_shipped_recipe_is_sound() {
+    for (profile, _) in SHIPPED {
+        let recipe = Recipe::shipped(profile).expect(profile);
+        assert!(recipe.debian.packages.iter().any(|package| package == "podman"), "{profile}");
+        assert_eq!(recipe.bootstrap.is_some(), profile != "default", "{profile}");
+    }
+}
+
+#[test]
+fn an_unknown_profile_is_told_the_known_ones() {
+    let told = Recipe::shipped("defualt").expect_err("no such profile").to_string();
+    assert_eq!(told, "there is no profile `defualt`; the profiles are: default, bootstrapped, development");
+}
+
+#[test]
+fn a_recipe_adds_to_the_one_that_it_extends() {
+    let recipe = parse(&own(r#"
+        [debian]
+        packages = ["vim"]
+        [partitions-mib]
+        home = 700
+        [files]
+        "/etc/motd" = "hello\n"
+        [[containers]]
+        name = "localhost/app:1"
+        archive = "app.tar"
+        sha256 = "0000000000000000000000000000000000000000000000000000000000000000"
+        "#))
+    .expect("a recipe");
+    let default = Recipe::shipped("default").expect("the default recipe");
+    assert_eq!(recipe.description, "mine");
+    assert_eq!(recipe.debian.packages, [default.debian.packages, vec!["vim".to_owned()]].concat());
+    assert_eq!(recipe.partitions_mib.of(Partition::Home), Some(700));
+    assert_eq!(recipe.partitions_mib.of(Partition::Esp), default.partitions_mib.of(Partition::Esp));
+    assert_eq!((recipe.files.len(), recipe.files["/etc/motd"].as_str()), (default.files.len() + 1, "hello\n"));
+    let archives: Vec<_> = recipe.containers.iter().map(|container| container.archive.clone()).collect();
+    assert_eq!(archives, [None, Some(PathBuf::from("/recipes/app.tar"))]);
+}
+
+#[test]
+fn a_recipe_may_extend_a_file_and_none_extends_itself() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).expect("a file");
+    write("base.toml", &own("[partitions-mib]\nhome = 300"));
+    write("mine.toml", "description = \"mine\"\nextends = \"base.toml\"\n");
+    let mine = Recipe::read(&folder.path().join("mine.toml")).expect("a recipe");
+    assert_eq!(mine.partitions_mib.of(Partition::Home), Some(300));
+
+    let told = refusal("description = \"mine\"\nextends = \"defualt\"\n");
+    assert!(told.starts_with("my.toml, line 2: there is no profile `defualt`"), "{told}");
+
+    write("base.toml", "description = \"base\"\nextends = \"mine.toml\"\n");
+    let told = Recipe::read(&folder.path().join("mine.toml")).expect_err("a circle").to_string();
+    assert!(told.ends_with("and so on in a circle"), "{told}");
+}
+
+#[test]
+fn a_mistake_is_found_by_its_line() {
+    let cases = [
+        ("[debian]\nsuite = 13", "my.toml, line 4: invalid type: integer `13`, expected a string"),
+        ("[squashfs]\nzstd-levle = 3", "my.toml, line 4: unknown field `zstd-levle`, expected `zstd-level`"),
+        ("[debian]\npackages = [\n    \"vim\",\n    \"Vim\",\n]", "my.toml, line 6: `Vim`: names of packages are"),
+        ("[partitions-mib]\nhome = 300\nhome = 301", "my.toml, line 5: duplicate key"),
+        ("[partitions-mib]\nspare = 300", "my.toml, line 4: unknown field `spare`"),
+        (
+            "[partitions-mib]\noci-storage = 300",
+            "my.toml, line 4: p.lxoci-storage needs 304 MiB at least, for mkfs.xfs",
+        ),
+        ("[squashfs]\nzstd-level = 23", "my.toml, line 4: zstd has the levels 1 to 22, not 23"),
+        (
+            "[users.eve]\nuid = 1001\npassword-hash = \"secret\"",
+            "my.toml, line 5: user `eve`: the password is not hashed",
+        ),
+        ("[kernel]\ncommand-line = [\"roothash=00\"]", "my.toml, line 4: `roothash=00`: the builder puts it"),
+        ("[verity]\nfec-roots = 1", "my.toml, line 4: fec-roots is 0 for no parity, or 2 to 24, not 1"),
+        ("[units]\nenable = [\"a b\"]", "my.toml, line 4: `a b`: one word was expected"),
+        ("[bootstrap]\nsha256 = \"12\"", "my.toml, line 4: `12`: a SHA-256 has 64 hexadecimal digits"),
+        ("[debian", "my.toml, line 3: "),
+    ];
+    for (lines, expected) in cases {
+        let told = refusal(&own(lines));
+        assert!(told.starts_with(expected), "{lines}: {told}");
+    }
+}
+
+#[test]
+fn a_file_stays_inside_the_image() {
+    for path in ["/etc/../../x", "etc/x", "/etc//x", "/etc/a b", "/"] {
+        let told = refusal(&own(&format!("[files]\n\"{path}\" = \"\"")));
+        assert!(told.starts_with(&format!("my.toml, line 4: file `{path}`: a path begins with")), "{told}");
+    }
+}
+
+#[test]
+fn a_container_has_one_source_and_a_name_of_its_own() {
+    let cases = [
+        ("name = \"busybox\"\npackages = [\"busybox-static\"]", "line 4: container `busybox`: a name is HOST/PATH:TAG"),
+        (
+            "name = \"localhost/busybox:latest\"\npackages = [\"vim\"]",
+            "line 4: container `localhost/busybox:latest`: there is another one",
+        ),
+        ("name = \"localhost/a:1\"", "line 4: container `localhost/a:1`: it is made of packages, or from an archive"),
+        (
+            "name = \"localhost/a:1\"\narchive = \"a.tar\"",
+            "line 5: container `localhost/a:1`: an archive is named with its sha256",
+        ),
+        (
+            "name = \"localhost/a:1\"\npackages = [\"vim\"]\nsetup = [\"vim\"]",
+            "line 6: container `localhost/a:1`: `vim`: a program is named by its path",
+        ),
+    ];
+    for (lines, expected) in cases {
+        let told = refusal(&own(&format!("[[containers]]\n{lines}")));
+        assert!(told.starts_with(&format!("my.toml, {expected}")), "{lines}: {told}");
+    }
+}
+
+#[test]
+fn a_package_that_debian_has_not_is_found_by_its_line() {
+    let recipe = parse(&own("[debian]\npackages = [\n    \"vim\",\n    \"tpyo\",\n]")).expect("a recipe");
+    let told = recipe.blame_package("tpyo").expect("it is named").to_string();
+    assert_eq!(told, "my.toml, line 6: there is no package `tpyo` in trixie");
+    let told = recipe.blame_package("busybox-static").expect("it is named").to_string();
+    assert!(told.starts_with("profile default, line "), "{told}");
+    assert!(recipe.blame_package("libc6").is_none());
+}
