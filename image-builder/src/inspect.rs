@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use clap::Args;
-use nemos_model::manifest::{Package, installed};
+use nemos_model::manifest::{Extent, Package, installed};
 use nemos_model::partitions::Partition;
 use serde::Serialize;
 use uuid::Uuid;
@@ -12,7 +12,7 @@ use uuid::Uuid;
 use crate::build::mib;
 use crate::image::metadata::{self, Metadata};
 use crate::image::squashfs::{self, Superblock};
-use crate::image::{Found, Image, ImageError, pcr, verity};
+use crate::image::{Image, ImageError, pcr, verity};
 use crate::layout::SECTOR;
 use crate::mbr;
 
@@ -46,7 +46,7 @@ pub struct Inventory {
 #[derive(Debug, Serialize)]
 struct Row {
     number: usize,
-    label: &'static str,
+    label: String,
     guid: Uuid,
     start: u64,
     size: u64,
@@ -110,7 +110,7 @@ impl Inventory {
             size: image.size(),
             disk_guid: image.table().map(|table| Uuid::from_bytes_le(table.header.disk_guid)),
             partitions: (1..)
-                .zip(image.partitions())
+                .zip(image.extents())
                 .map(|(number, found)| row(image, number, found))
                 .collect::<Result<_, _>>()?,
             mbr: mbr::parse(&image.read(0)?).unwrap_or_default().into_iter().map(MbrEntry::from).collect(),
@@ -136,9 +136,8 @@ impl From<mbr::Entry> for MbrEntry {
     }
 }
 
-fn row(image: &Image, number: usize, found: Found) -> Result<Row, ImageError> {
-    let Found { partition, guid, start, size } = found;
-    Ok(Row { number, label: partition.label(), guid, start, size, content: content(&image.read(start)?) })
+fn row(image: &Image, number: usize, Extent { label, guid, start, size }: Extent) -> Result<Row, ImageError> {
+    Ok(Row { number, label, guid, start, size, content: content(&image.read(start)?) })
 }
 
 fn root(image: &Image) -> Result<Root, ImageError> {

@@ -1,6 +1,7 @@
 //! Where the partitions lie on the disk.
 
 use nemos_model::partitions::Partition;
+use uuid::Uuid;
 
 /// Bytes of a sector, as the partition table counts them.
 pub const SECTOR: u64 = 512;
@@ -9,11 +10,38 @@ pub const ALIGNMENT: u64 = 1 << 20;
 /// Sectors of the backup partition table: 128 entries and a header.
 pub const BACKUP_SECTORS: u64 = 33;
 
+/// A partition of every nemos disk, or one that a recipe adds, by its name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Slot {
+    /// One of ours.
+    Ours(Partition),
+    /// One of the recipe's.
+    Added(String),
+}
+
+impl Slot {
+    /// The GPT partition name.
+    pub fn label(&self) -> String {
+        match self {
+            Slot::Ours(partition) => partition.label().to_owned(),
+            Slot::Added(name) => format!("p.lx{name}"),
+        }
+    }
+
+    /// The GPT partition type.
+    pub const fn type_guid(&self) -> Uuid {
+        match self {
+            Slot::Ours(partition) => partition.type_guid(),
+            Slot::Added(_) => Partition::Home.type_guid(),
+        }
+    }
+}
+
 /// A partition on the disk, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Extent {
     /// Which one.
-    pub partition: Partition,
+    pub slot: Slot,
     /// Where it begins.
     pub start: u64,
     /// How long it is.
@@ -30,13 +58,17 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Places all partitions one behind the other, each at least as long as `size` says.
-    pub fn new(size: impl Fn(Partition) -> u64) -> Self {
+    /// Places all partitions one behind the other, each at least as long as `size` says, and those that a recipe adds, of these
+    /// names and sizes, in front of the root.
+    pub fn new<'a>(size: impl Fn(Partition) -> u64, added: impl IntoIterator<Item = (&'a str, u64)>) -> Self {
+        let mut slots: Vec<_> = Partition::ALL.map(|partition| (Slot::Ours(partition), size(partition))).to_vec();
+        let root = Partition::ALL.iter().position(|partition| *partition == Partition::Readonly).unwrap_or(slots.len());
+        slots.splice(root..root, added.into_iter().map(|(name, size)| (Slot::Added(name.to_owned()), size)));
         let mut start = ALIGNMENT;
         let mut extents = Vec::new();
-        for partition in Partition::ALL {
-            let size = size(partition).max(1).next_multiple_of(ALIGNMENT);
-            extents.push(Extent { partition, start, size });
+        for (slot, size) in slots {
+            let size = size.max(1).next_multiple_of(ALIGNMENT);
+            extents.push(Extent { slot, start, size });
             start += size;
         }
         Layout { extents, disk_size: (start + BACKUP_SECTORS * SECTOR).next_multiple_of(ALIGNMENT) }
@@ -45,7 +77,8 @@ impl Layout {
     /// Where a partition lies.
     #[allow(clippy::missing_panics_doc, reason = "a layout has all partitions")]
     pub fn extent(&self, partition: Partition) -> &Extent {
-        self.extents.iter().find(|extent| extent.partition == partition).expect("a layout has all partitions")
+        let is_it = |extent: &&Extent| extent.slot == Slot::Ours(partition);
+        self.extents.iter().find(is_it).expect("a layout has all partitions")
     }
 
     /// How long a partition is.
@@ -73,17 +106,27 @@ mod tests {
 
     proptest! {
         #[test]
-        fn partitions_are_aligned_ordered_and_leave_room_for_the_backup_table(sizes in prop::array::uniform7(0..1_u64 << 34)) {
+        fn partitions_are_aligned_ordered_and_leave_room_for_the_backup_table(
+            sizes in prop::array::uniform7(0..1_u64 << 34),
+            added in prop::collection::vec(0..1_u64 << 34, 0..4),
+        ) {
             let wanted = |partition| sizes[Partition::ALL.iter().position(|other| *other == partition).expect("one of all")];
-            let layout = Layout::new(wanted);
+            let names: Vec<_> = (0..added.len()).map(|number| format!("data{number}")).collect();
+            let layout = Layout::new(wanted, names.iter().map(String::as_str).zip(added.iter().copied()));
             let mut free = ALIGNMENT;
-            for (extent, partition) in layout.extents.iter().zip(Partition::ALL) {
-                prop_assert_eq!(extent.partition, partition);
+            let mut ours = Vec::new();
+            for extent in &layout.extents {
                 prop_assert_eq!(extent.start % ALIGNMENT, 0);
-                prop_assert!(extent.size >= wanted(partition));
                 prop_assert_eq!(extent.start, free);
                 free = extent.start + extent.size;
+                if let Slot::Ours(partition) = extent.slot {
+                    prop_assert!(extent.size >= wanted(partition));
+                    ours.push(partition);
+                }
             }
+            prop_assert_eq!(ours, Partition::ALL);
+            prop_assert_eq!(layout.extents.len(), Partition::ALL.len() + added.len());
+            prop_assert_eq!(&layout.extents.last().expect("the root is last").slot, &Slot::Ours(Partition::Root));
             prop_assert!(free + BACKUP_SECTORS * SECTOR <= layout.disk_size);
             prop_assert_eq!(layout.disk_size % ALIGNMENT, 0);
         }

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use nemos_model::manifest::{Disk, ExpectedPcr, Extent, FILE, Manifest, Package, VERSION};
-use nemos_model::partitions::Partition;
 use serde_json::{Value, json};
 
 use super::Context;
@@ -16,7 +15,7 @@ use super::ids::Ids;
 use super::root::{Root, quoted};
 use crate::image::pcr;
 use crate::image::uki::Uki;
-use crate::layout::Layout;
+use crate::layout::{self, Layout};
 
 /// The line of the customization that writes the manifest into the root `$1`: what is known before, and the packages as dpkg
 /// knows them then.
@@ -83,15 +82,14 @@ fn disk(layout: &Layout, ids: &Ids, root: &Root, uki: &Path) -> Result<Disk, Bui
         let sha256 = pcr::expected(&measured, phase).hex();
         ExpectedPcr { pcr: pcr::PCR, phase: phase.to_owned(), sha256 }
     });
-    let extent = |partition: Partition| {
-        let found = layout.extent(partition);
-        let (label, guid) = (partition.label().to_owned(), ids.uuid(partition.label()));
-        Extent { label, guid, start: found.start, size: found.size }
+    let extent = |found: &layout::Extent| {
+        let label = found.slot.label();
+        Extent { guid: ids.uuid(&label), label, start: found.start, size: found.size }
     };
     Ok(Disk {
         root_hash: root.verified.hash,
         size: layout.disk_size,
-        partitions: Partition::ALL.map(extent).to_vec(),
+        partitions: layout.extents.iter().map(extent).collect(),
         kernel: uki.kernel.clone().unwrap_or_default(),
         command_line: uki.command_line.clone(),
         signed_by: uki.signed().ok().map(|signed| signed.certificate.tbs_certificate().subject().to_string()),

@@ -263,11 +263,13 @@ fn make(args: &BuildArgs, context: &Context, progress: &Progress) -> Result<Path
     let (disk, layout) = progress.step("disk", || {
         let root_size = size_of(&root.verified.file)? + metadata::BLOCK as u64;
         let preloaded_size = size_of(&preloaded.file)?;
-        let layout = Layout::new(|partition| match partition {
+        let ours = |partition| match partition {
             Partition::Readonly => root_size,
             Partition::OciPreloaded => preloaded_size,
             sized => context.recipe.partitions_mib.of(sized).map_or(0, |size| u64::from(size) << 20),
-        });
+        };
+        let added = context.recipe.partitions.iter();
+        let layout = Layout::new(ours, added.map(|(name, added)| (name.as_str(), u64::from(added.size_mib) << 20)));
         let esp = uki::make_esp(context, &uki, layout.size_of(Partition::Esp), &ids)?;
         let state = filesystems::state(context, layout.size_of(Partition::State), &ids)?;
         let contents = [

@@ -18,6 +18,8 @@ use super::verity::Verified;
 use crate::image::metadata::{self, Metadata};
 use crate::image::verity;
 use crate::keys::{Keys, Purpose, Scheme};
+use crate::layout::Slot;
+use crate::recipe::{OwnPartition, Recipe};
 
 /// The root.
 #[derive(Debug)]
@@ -117,7 +119,7 @@ fn customization(context: &Context, os_release: &str, manifest: &str) -> String 
     }
     line(file("/usr/lib/os-release", os_release));
     line(file("/etc/machine-id", "uninitialized\n"));
-    line(file("/etc/fstab", ""));
+    line(file("/etc/fstab", &fstab(recipe)));
     // What systemd makes anew for another /usr (caches of the linker, of the journal's catalog) was made with this one.
     line(file("/etc/.updated", ""));
     line(file("/var/.updated", ""));
@@ -134,7 +136,9 @@ fn customization(context: &Context, os_release: &str, manifest: &str) -> String 
             "mkdir -p \"$root/etc/systemd/{folder}\"\nln -sf /dev/null \"$root/etc/systemd/{folder}/{name}\""
         ));
     }
-    for folder in Partition::ALL.into_iter().filter_map(Partition::mount_point) {
+    let added = recipe.partitions.values().map(|added| added.mount_point.clone());
+    let ours = Partition::ALL.into_iter().filter_map(Partition::mount_point).map(str::to_owned);
+    for folder in added.chain(ours) {
         line(format!("mkdir -p \"$root{folder}\""));
     }
     line(manifest.to_owned());
@@ -147,6 +151,17 @@ fn customization(context: &Context, os_release: &str, manifest: &str) -> String 
             .to_owned(),
     );
     script
+}
+
+/// The partitions that the recipe adds: the device makes their file systems when it finds none, as it does for its own.
+fn fstab(recipe: &Recipe) -> String {
+    let mut text = String::new();
+    for (name, added) in &recipe.partitions {
+        let label = Slot::Added(name.clone()).label();
+        let OwnPartition { mount_point, file_system, .. } = added;
+        let _ = writeln!(text, "PARTLABEL={label} {mount_point} {file_system} nofail,x-systemd.makefs 0 2");
+    }
+    text
 }
 
 fn file(path: &str, content: &str) -> String {

@@ -25,12 +25,12 @@ pub fn write(disk: &mut (impl io::Read + Write + Seek), layout: &Layout, ids: &I
     let mut gpt = GPT::new_from(disk, SECTOR, ids.uuid("disk").to_bytes_le())?;
     for (number, extent) in (1..).zip(&layout.extents) {
         gpt[number] = GPTPartitionEntry {
-            partition_type_guid: extent.partition.type_guid().to_bytes_le(),
-            unique_partition_guid: ids.uuid(extent.partition.label()).to_bytes_le(),
+            partition_type_guid: extent.slot.type_guid().to_bytes_le(),
+            unique_partition_guid: ids.uuid(&extent.slot.label()).to_bytes_le(),
             starting_lba: extent.first_sector(),
             ending_lba: extent.last_sector(),
             attribute_bits: 0,
-            partition_name: extent.partition.label().into(),
+            partition_name: extent.slot.label().as_str().into(),
         };
     }
     gpt.write_into(disk)?;
@@ -49,7 +49,7 @@ mod tests {
     use std::io::Read;
 
     fn written() -> (tempfile::NamedTempFile, Layout) {
-        let layout = Layout::new(|_| 20 << 20);
+        let layout = Layout::new(|_| 20 << 20, [("data", 30 << 20)]);
         let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
         file.as_file().set_len(layout.disk_size).expect("its size");
         write(file.as_file_mut(), &layout, &Ids::new(Digest::of([]))).expect("a table");

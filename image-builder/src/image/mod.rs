@@ -13,6 +13,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use gptman::{GPTHeader, GPTPartitionEntry};
+use nemos_model::manifest::Extent;
 use nemos_model::partitions::Partition;
 use thiserror::Error;
 use uuid::Uuid;
@@ -148,17 +149,26 @@ impl Image {
         self.primary.as_ref().or(self.backup.as_ref()).ok()
     }
 
-    /// The partitions with labels of ours that lie on the disk, in its order.
-    pub fn partitions(&self) -> Vec<Found> {
+    /// The partitions that lie on the disk, in its order.
+    pub fn extents(&self) -> Vec<Extent> {
         let entries = self.table().map_or(&[][..], |table| &table.entries);
         let found = |entry: &GPTPartitionEntry| {
-            let partition = entry.partition_name.as_str().parse().ok()?;
+            let label = entry.partition_name.as_str().to_owned();
             let start = entry.starting_lba.checked_mul(SECTOR)?;
             let end = entry.ending_lba.checked_add(1)?.checked_mul(SECTOR)?;
             let guid = Uuid::from_bytes_le(entry.unique_partition_guid);
-            (start < end && end <= self.size).then(|| Found { partition, guid, start, size: end - start })
+            (start < end && end <= self.size).then(|| Extent { label, guid, start, size: end - start })
         };
         entries.iter().filter_map(found).collect()
+    }
+
+    /// Those with labels of ours.
+    pub fn partitions(&self) -> Vec<Found> {
+        let ours = |Extent { label, guid, start, size }: Extent| {
+            let partition = label.parse().ok()?;
+            Some(Found { partition, guid, start, size })
+        };
+        self.extents().into_iter().filter_map(ours).collect()
     }
 
     /// The partition for one purpose.

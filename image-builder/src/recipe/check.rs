@@ -1,12 +1,12 @@
 //! What a recipe may ask for, beyond being well written.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use nemos_model::boot::PRELOADED_HASH_OPTION;
 use nemos_model::integrity::protection::{FEC_ROOTS, PROTECTION_OPTION};
 use nemos_model::partitions::Partition;
 
-use super::{Container, Recipe, Sizes, User};
+use super::{Container, OwnPartition, Recipe, Sizes, User};
 
 /// What cannot be, and where it is written.
 #[derive(Debug)]
@@ -26,6 +26,7 @@ fn fault<const STEPS: usize>(way: [&str; STEPS], what: String) -> Fault {
 /// Checks all of it.
 pub fn check(recipe: &Recipe) -> Checked {
     sizes(&recipe.partitions_mib)?;
+    partitions(&recipe.partitions)?;
     let level = recipe.squashfs.zstd_level;
     if !(1..=22).contains(&level) {
         return Err(fault(["squashfs", "zstd-level"], format!("zstd has the levels 1 to 22, not {level}")));
@@ -68,6 +69,34 @@ fn sizes(sizes: &Sizes) -> Checked {
         if sizes.of(partition).is_some_and(|size| size < mib) {
             let what = format!("{partition} needs {mib} MiB at least, for {what_for}");
             return Err(fault(["partitions-mib", key], what));
+        }
+    }
+    Ok(())
+}
+
+fn partitions(added: &BTreeMap<String, OwnPartition>) -> Checked {
+    /// UTF-16 units that a GPT has for a name, less those of `p.lx`.
+    const LONGEST: usize = 36 - 4;
+    let ours = Partition::ALL.map(Partition::label);
+    let mut taken: BTreeSet<&str> = Partition::ALL.into_iter().filter_map(Partition::mount_point).collect();
+    for (name, OwnPartition { size_mib, mount_point, file_system }) in added {
+        let label = format!("p.lx{name}");
+        if !is_name(name) || name.len() > LONGEST {
+            let what = format!("partition `{name}`: a name is of at most {LONGEST} letters a-z, 0-9, `-` and `_`");
+            return Err(fault(["partitions", name], what));
+        }
+        if ours.contains(&label.as_str()) {
+            let what = format!("every disk has a partition {label} already; [partitions-mib] has its size");
+            return Err(fault(["partitions", name], what));
+        }
+        if !is_path(mount_point) || !taken.insert(mount_point) {
+            let what = format!("{label} cannot be mounted at `{mount_point}`: that is no path, or taken");
+            return Err(fault(["partitions", name, "mount-point"], what));
+        }
+        let least = file_system.least_mib();
+        if *size_mib < least {
+            let what = format!("{label} needs {least} MiB at least, for {file_system}");
+            return Err(fault(["partitions", name, "size-mib"], what));
         }
     }
     Ok(())

@@ -4,6 +4,7 @@ mod check;
 mod written;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -23,6 +24,9 @@ const SHIPPED: [(&str, &str); 3] = [
     ("development", include_str!("../../recipes/development.toml")),
 ];
 
+/// No recipe extends so many others one behind the other, unless in a circle.
+const MOST_TEXTS: usize = 16;
+
 /// What an image is made of.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -39,6 +43,9 @@ pub struct Recipe {
     pub kernel: Kernel,
     /// Sizes of the partitions that are not sized by their content.
     pub partitions_mib: Sizes,
+    /// Partitions besides, by name: `data` has the label `p.lxdata`.
+    #[serde(default)]
+    pub partitions: BTreeMap<String, OwnPartition>,
     /// The read-only root.
     pub squashfs: Squashfs,
     /// How the root is protected beyond its hash.
@@ -125,6 +132,49 @@ pub struct Sizes {
     root: u32,
 }
 
+/// A partition that a recipe adds: empty in the image, its file system made by the device, and no concern of a reset.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct OwnPartition {
+    /// MiB.
+    pub size_mib: u32,
+    /// Where it is mounted.
+    pub mount_point: String,
+    /// What is in it.
+    #[serde(default)]
+    pub file_system: FileSystem,
+}
+
+/// A file system that the device can make.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FileSystem {
+    /// ext4.
+    #[default]
+    Ext4,
+    /// XFS.
+    Xfs,
+}
+
+impl FileSystem {
+    /// MiB that it needs at least.
+    const fn least_mib(self) -> u32 {
+        match self {
+            FileSystem::Ext4 => 16,
+            FileSystem::Xfs => 304,
+        }
+    }
+}
+
+impl fmt::Display for FileSystem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            FileSystem::Ext4 => "ext4",
+            FileSystem::Xfs => "xfs",
+        })
+    }
+}
+
 /// The read-only root.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -203,7 +253,7 @@ pub enum RecipeError {
         /// What.
         message: String,
     },
-    /// It extends itself, or too many others.
+    /// It extends itself, by way of others.
     #[error("{origin} extends {extended}, and so on in a circle")]
     Circle {
         /// The file, or the profile.
@@ -255,28 +305,25 @@ impl Recipe {
 
     /// Says of a package that the recipe names that it cannot be had.
     pub fn blame_package(&self, name: &str) -> Option<RecipeError> {
-        let place = |list: &[String], way: &[&str]| {
-            let index = list.iter().position(|package| package == name)?;
-            Some(
-                self.written
-                    .place(&[way, &[&index.to_string()]].concat().into_iter().map(str::to_owned).collect::<Vec<_>>()),
-            )
-        };
-        let in_container = || {
-            let mut places = (0..).zip(&self.containers).map(|(number, container): (usize, _)| {
-                place(&container.packages, &["containers", &number.to_string(), "packages"])
-            });
-            places.find_map(|place| place)
-        };
-        let place = place(&self.debian.packages, &["debian", "packages"]).or_else(in_container)?;
-        let suite = &self.debian.suite;
-        Some(RecipeError::Malformed { place, message: format!("there is no package `{name}` in {suite}") })
+        let way = |way: &[&str]| way.iter().map(|step| (*step).to_owned()).collect::<Vec<_>>();
+        let mut lists = vec![(way(&["debian", "packages"]), &self.debian.packages)];
+        for (number, container) in self.containers.iter().enumerate() {
+            lists.push((way(&["containers", &number.to_string(), "packages"]), &container.packages));
+        }
+        for (mut way, list) in lists {
+            if let Some(index) = list.iter().position(|package| package == name) {
+                way.push(index.to_string());
+                let message = format!("there is no package `{name}` in {}", self.debian.suite);
+                return Some(RecipeError::Malformed { place: self.written.place(&way), message });
+            }
+        }
+        None
     }
 
     fn parse(text: Text) -> Result<Self, RecipeError> {
         let mut texts = vec![text];
         while let Some(extended) = extended(&texts[0])? {
-            if texts.iter().any(|text| text.origin == extended.origin) {
+            if texts.len() == MOST_TEXTS || texts.iter().any(|text| text.origin == extended.origin) {
                 return Err(RecipeError::Circle { origin: texts[0].origin.clone(), extended: extended.origin });
             }
             texts.insert(0, extended);
@@ -292,13 +339,12 @@ impl Recipe {
 
     /// Lets files that it names be found from elsewhere.
     fn resolve(&mut self, written: &Written) {
-        let way = |way: &[&str]| way.iter().map(|step| (*step).to_owned()).collect::<Vec<_>>();
         for (number, container) in self.containers.iter_mut().enumerate() {
-            let way = way(&["containers", &number.to_string(), "archive"]);
+            let way = ["containers", &number.to_string(), "archive"];
             container.archive = container.archive.take().map(|archive| written.resolve(&way, &archive));
         }
         if let Some(bootstrap) = &mut self.bootstrap {
-            let way = way(&["bootstrap", "archive"]);
+            let way = ["bootstrap", "archive"];
             bootstrap.archive = bootstrap.archive.take().map(|archive| written.resolve(&way, &archive));
         }
     }
@@ -323,10 +369,9 @@ fn extended(text: &Text) -> Result<Option<Text>, RecipeError> {
     let is_file = Path::new(&name).extension().is_some_and(|extension| extension == "toml");
     let folder = text.folder.clone().unwrap_or_default();
     let found = if is_file { text_of(&folder.join(name)) } else { shipped(&name) };
-    found.map(Some).map_err(|error| RecipeError::Malformed {
-        place: written.place(&["extends".to_owned()]),
-        message: error.to_string(),
-    })
+    found
+        .map(Some)
+        .map_err(|error| RecipeError::Malformed { place: written.place(&["extends"]), message: error.to_string() })
 }
 
 #[cfg(test)]

@@ -84,6 +84,19 @@ fn a_mistake_is_found_by_its_line() {
             "[partitions-mib]\noci-storage = 300",
             "my.toml, line 4: p.lxoci-storage needs 304 MiB at least, for mkfs.xfs",
         ),
+        (
+            "[partitions.state]\nsize-mib = 300\nmount-point = \"/x\"",
+            "my.toml, line 3: every disk has a partition p.lxstate",
+        ),
+        (
+            "[partitions.a]\nsize-mib = 300\nmount-point = \"/home\"",
+            "my.toml, line 5: p.lxa cannot be mounted at `/home`",
+        ),
+        (
+            "[partitions.a]\nmount-point = \"/x\"\nsize-mib = 9",
+            "my.toml, line 5: p.lxa needs 16 MiB at least, for ext4",
+        ),
+        ("[partitions.a]\nfile-system = \"ntfs\"", "my.toml, line 4: unknown variant `ntfs`"),
         ("[squashfs]\nzstd-level = 23", "my.toml, line 4: zstd has the levels 1 to 22, not 23"),
         (
             "[users.eve]\nuid = 1001\npassword-hash = \"secret\"",

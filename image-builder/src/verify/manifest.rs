@@ -4,7 +4,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
 
-use nemos_model::manifest::{BadManifest, Disk, Extent, FILE, Manifest, installed};
+use nemos_model::manifest::{BadManifest, Disk, FILE, Manifest, installed};
 use thiserror::Error;
 
 use crate::image::uki::{NotUki, Uki};
@@ -81,16 +81,6 @@ fn sorted<T: Ord>(mut list: Vec<T>) -> Vec<T> {
 
 /// The first thing that is said of the disk and is not so.
 fn wrong(said: &Disk, image: &Image, uki: &Uki) -> Result<Option<&'static str>, NotUki> {
-    let extents: Vec<Extent> = image
-        .partitions()
-        .iter()
-        .map(|found| Extent {
-            label: found.partition.label().to_owned(),
-            guid: found.guid,
-            start: found.start,
-            size: found.size,
-        })
-        .collect();
     let measured = uki.measured()?;
     let expected = |phase: &str| pcr::expected(&measured, phase).hex();
     let signed_by = uki.signed().ok().map(|signed| signed.certificate.tbs_certificate().subject().to_string());
@@ -99,7 +89,7 @@ fn wrong(said: &Disk, image: &Image, uki: &Uki) -> Result<Option<&'static str>, 
         ("root hash", uki.word("roothash") == Some(&said.root_hash.to_string())),
         ("command line", said.command_line == uki.command_line),
         ("kernel", Some(&said.kernel) == uki.kernel.as_ref()),
-        ("partition", said.partitions == extents),
+        ("partition", said.partitions == image.extents()),
         ("signer", said.signed_by == signed_by),
         ("PCR", said.expected_pcrs.iter().all(|pcr| pcr.sha256 == expected(&pcr.phase))),
     ];
