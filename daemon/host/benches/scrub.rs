@@ -17,15 +17,18 @@ use rustix::fs::{Advice, fadvise};
 const BLOCK: u64 = 4096;
 const ROUNDS: usize = 7;
 
-fn main() -> Result<(), Box<dyn Error>> {
-    let mib: u64 = env::args().skip(1).find_map(|argument| argument.parse().ok()).unwrap_or(256);
+type Outcome = Result<(), Box<dyn Error>>;
+
+fn main() -> Outcome {
+    let mib: u32 = env::args().skip(1).find_map(|argument| argument.parse().ok()).unwrap_or(256);
     let folder = tempfile::tempdir_in(".")?;
     let file = folder.path().join("root");
-    let table = make(&file, mib << 20)?;
+    let size = u64::from(mib) << 20;
+    let table = make(&file, size)?;
     let hash = table.root_hash.to_string();
-    let offset = format!("--hash-offset={}", mib << 20);
+    let offset = format!("--hash-offset={size}");
 
-    let ours = || -> Result<(), Box<dyn Error>> {
+    let ours = || -> Outcome {
         let mut damaged = 0;
         read_through(&file, &file, &table, 0, &mut |step| {
             damaged += step.damaged.len();
@@ -39,7 +42,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         run(Command::new("dd").args([&input, "of=/dev/null", "bs=1M", "iflag=direct", "status=none"]))
     };
 
-    let ways: [(&str, &dyn Fn() -> Result<(), Box<dyn Error>>); 3] =
+    let ways: [(&str, &dyn Fn() -> Outcome); 3] =
         [("nemos scrub", &ours), ("veritysetup verify", &veritysetup), ("direct read", &read)];
     let mut times = ways.map(|_| Vec::new());
     for round in 0..ROUNDS {
@@ -54,7 +57,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let medians = times.map(median);
     println!("{mib} MiB, median of {ROUNDS}, in turn; the time of each as a ratio to the scrub's");
     for ((name, _), time) in ways.iter().zip(medians) {
-        let rate = mib as f64 / time.as_secs_f64();
+        let rate = f64::from(mib) / time.as_secs_f64();
         println!("{name:<20} {:>8.3} s {rate:>8.0} MiB/s {:>6.2}", time.as_secs_f64(), ratio(time, medians[0]));
     }
     Ok(())
@@ -73,13 +76,13 @@ fn make(file: &Path, size: u64) -> Result<VerityTable, Box<dyn Error>> {
 }
 
 /// Has the page cache forget the file, so that everybody reads the disk.
-fn forget(file: &Path) -> Result<(), Box<dyn Error>> {
+fn forget(file: &Path) -> Outcome {
     let file = File::open(file)?;
     file.sync_all()?;
     Ok(fadvise(&file, 0, None, Advice::DontNeed)?)
 }
 
-fn run(command: &mut Command) -> Result<(), Box<dyn Error>> {
+fn run(command: &mut Command) -> Outcome {
     let output = command.output()?;
     if output.status.success() {
         return Ok(());
