@@ -155,6 +155,8 @@ pub struct EventRecord {
     pub count: u32,
     /// Who came across it first: `boot`, `read`, `scrub`.
     pub found_by: String,
+    /// How nemosd heard of it: `log`, `uevent`, `audit`, `status`, `scrub`.
+    pub told_by: Vec<String>,
     /// When somebody said that they know of it.
     pub acknowledged: Option<u64>,
     /// The file that it is of; of the overlay only for those who may know.
@@ -182,6 +184,7 @@ impl From<&Event> for EventRecord {
             last_seen: event.last_seen.0,
             count: event.counts.total(),
             found_by: event.finder.name().to_owned(),
+            told_by: event.counts.sources().map(|source| source.name().to_owned()).collect(),
             acknowledged: event.acknowledged.map(|time| time.0),
             file,
             package,

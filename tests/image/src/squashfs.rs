@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::BufReader;
-use std::path::Path;
 
 use backhand::v4::filesystem::node::InnerNode;
 use backhand::v4::filesystem::reader::FilesystemReader;
@@ -13,12 +12,13 @@ use crate::disk::Disk;
 use crate::partitions::extent;
 
 impl Disk {
-    /// The first block of 4096 bytes of a partition that only this file's content is in, in bytes from its beginning.
+    /// The first block of 4096 bytes of a partition that only this file's content is in, in bytes from its beginning. Of the
+    /// file's path, the end is enough.
     pub fn block_of(&mut self, partition: Partition, file: &str) -> Result<u64, Failed> {
         let disk = File::open(self.bytes()?)?;
         let start = extent(&disk, partition)?.start;
         let squashfs = FilesystemReader::from_reader_with_offset(BufReader::new(disk), start)?;
-        let node = squashfs.files().find(|node| node.fullpath == Path::new(file));
+        let node = squashfs.files().find(|node| node.fullpath.ends_with(file.trim_start_matches('/')));
         match node.map(|node| &node.inner) {
             Some(InnerNode::File(found)) if found.block_sizes().iter().any(|size| size.size() > 2 * 4096) => {
                 Ok(found.blocks_start().next_multiple_of(4096))

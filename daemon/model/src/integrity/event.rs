@@ -123,6 +123,11 @@ impl Counts {
         self.0
     }
 
+    /// The sources that have told of it.
+    pub fn sources(&self) -> impl Iterator<Item = Source> {
+        Source::ALL.iter().copied().filter(|source| self.0[*source as usize] > 0)
+    }
+
     fn add(&mut self, source: Source) {
         let count = &mut self.0[source as usize];
         *count = count.saturating_add(1);

@@ -40,6 +40,7 @@ pub fn a_damaged_file_of_the_root_is_signalled_named_and_remembered() -> Case {
     assert_eq!((&event["volume"], &event["area"]), (&"verityRoot".into(), &"data".into()), "{event}");
     assert_eq!((&event["file"], &event["package"]), (&FILE.into(), &PACKAGE.into()), "{event}");
     assert_eq!(event["found_by"], "read", "{event}");
+    assert_eq!(event["told_by"], serde_json::json!(["log", "uevent", "audit"]), "{event}");
     assert_eq!(device.run("nemosctl health")?.status, 2);
 
     device.reboots()?;
@@ -57,13 +58,16 @@ pub fn a_damaged_file_of_the_root_is_signalled_named_and_remembered() -> Case {
     Ok(())
 }
 
-pub fn a_damaged_hash_tree_and_what_it_vouches_for_are_found_by_a_scrub() -> Case {
+pub fn a_damaged_hash_tree_and_damaged_containers_are_found_by_a_scrub() -> Case {
     let mut disk = Disk::fresh()?;
     let block = disk.block_of(Partition::Readonly, FILE)?;
     let digest = disk.digest_of(block)?;
     let tree = digest / 4096 * 4096;
     disk.corrupt(Partition::Readonly, digest, 1)?;
     disk.loses_parity()?;
+    let program = "bin/busybox";
+    let of_a_container = disk.block_of(Partition::OciPreloaded, program)?;
+    disk.corrupt(Partition::OciPreloaded, of_a_container, 1)?;
     let mut device = disk.boots()?;
     let scrubbed = device.run("nemosctl integrity scrub verityRoot")?;
     assert_ne!(scrubbed.status, 0, "{scrubbed:?}");
@@ -72,6 +76,14 @@ pub fn a_damaged_hash_tree_and_what_it_vouches_for_are_found_by_a_scrub() -> Cas
         .as_array()
         .is_some_and(|events| events.iter().any(|event| event["area"] == "hash-tree" && event["start"] == tree));
     assert!(found, "{events}");
+
+    device.says("nemosctl integrity acknowledge --all")?;
+    let scrubbed = device.run("nemosctl integrity scrub p.lxoci-preloaded")?;
+    assert!(scrubbed.status != 0 && scrubbed.stdout.contains(", 1 block damaged"), "{scrubbed:?}");
+    let told = format!("nemosctl integrity events --open | grep -q 'p.lxoci-preloaded.*{program}'");
+    device.says(&format!("n=0; until {told}; do n=$((n + 1)); test $n -lt {LOOKED_UP} || exit 1; sleep 0.1; done"))?;
+    let read = device.run(&format!("cat /var/lib/containers/loaded/overlay/*/diff/{program} > /dev/null"))?;
+    assert_ne!(read.status, 0, "damage was read as if it were none");
     Ok(())
 }
 

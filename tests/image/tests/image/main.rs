@@ -86,7 +86,7 @@ fn main() -> ExitCode {
         damage::a_root_with_damaged_files_is_refused,
         integrity::a_healthy_device_is_scrubbed_in_silence,
         integrity::a_damaged_file_of_the_root_is_signalled_named_and_remembered,
-        integrity::a_damaged_hash_tree_and_what_it_vouches_for_are_found_by_a_scrub,
+        integrity::a_damaged_hash_tree_and_damaged_containers_are_found_by_a_scrub,
         integrity::what_can_be_mended_is_mended_and_told,
         integrity::damage_of_the_overlay_is_found_by_a_scrub_and_gone_after_a_reset,
         trust::a_disk_is_verified_against_the_keys_it_should_be_signed_with,
