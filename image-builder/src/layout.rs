@@ -28,6 +28,12 @@ impl Slot {
         }
     }
 
+    /// The name of the partition that a recipe added, if its label is that of one.
+    pub fn added(label: &str) -> Option<&str> {
+        let name = label.strip_prefix("p.lx")?;
+        label.parse::<Partition>().is_err().then_some(name)
+    }
+
     /// The GPT partition type.
     pub const fn type_guid(&self) -> Uuid {
         match self {
@@ -103,6 +109,12 @@ impl Extent {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn an_added_partition_is_told_from_ours_by_its_label() {
+        assert_eq!(Slot::added(&Slot::Added("data".into()).label()), Some("data"));
+        assert!(Partition::ALL.iter().all(|partition| Slot::added(partition.label()).is_none()));
+    }
 
     proptest! {
         #[test]

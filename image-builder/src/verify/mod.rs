@@ -22,7 +22,7 @@ use crate::image::verity::{self, Corrupted, NotVerity};
 use crate::image::{Image, ImageError, Table};
 use crate::keys::pkcs7::BadSignature;
 use crate::keys::{KeyError, Purpose};
-use crate::layout::{ALIGNMENT, SECTOR};
+use crate::layout::{ALIGNMENT, Layout, SECTOR, Slot};
 use crate::mbr;
 
 /// Check a disk image, without booting it and without root
@@ -149,14 +149,16 @@ fn same(image: &Image) -> Result<(), Fault> {
 fn partitions(image: &Image) -> Result<String, Fault> {
     let entries = image.table().map_or(&[][..], |table| &table.entries);
     let labels: Vec<_> = entries.iter().map(|entry| entry.partition_name.as_str()).collect();
-    let expected = Partition::ALL.map(Partition::label);
+    let added = labels.iter().filter_map(|label| Slot::added(label)).map(|name| (name, 0));
+    let slots: Vec<_> = Layout::new(|_| 0, added).extents.into_iter().map(|extent| extent.slot).collect();
+    let expected: Vec<_> = slots.iter().map(Slot::label).collect();
     if labels != expected {
         return Err(Fault::Table(format!("they are {}, and should be {}", labels.join(" "), expected.join(" "))));
     }
     let mut free = 0;
-    for (entry, partition) in entries.iter().zip(Partition::ALL) {
-        let fault = |what: &str| Err(Fault::Table(format!("{partition} {what}")));
-        if Uuid::from_bytes_le(entry.partition_type_guid) != partition.type_guid() {
+    for (entry, slot) in entries.iter().zip(slots) {
+        let fault = |what: &str| Err(Fault::Table(format!("{} {what}", slot.label())));
+        if Uuid::from_bytes_le(entry.partition_type_guid) != slot.type_guid() {
             return fault("has another type");
         }
         if entry.starting_lba < free || entry.ending_lba < entry.starting_lba {
