@@ -248,15 +248,29 @@ pub fn create_overlay(partition: &Path, secret: &Secret, scratch: &Path) -> Resu
     made
 }
 
+/// Opens the volume that the image's builder made, puts the folders that an overlay needs into its file system, closes it,
+/// and returns its UUID. What is in it stays.
+pub fn take_over(partition: &Path, secret: &Secret, scratch: &Path) -> Result<Uuid, OverlayError> {
+    close(partition)?;
+    let uuid = open(partition, secret)?;
+    let prepared = prepare_file_system(scratch);
+    close(partition)?;
+    prepared.map(|()| uuid)
+}
+
 /// Makes the overlay's XFS in the open volume, with the folders that an overlay needs.
 fn create_file_system(scratch: &Path) -> Result<(), OverlayError> {
-    let mapping = mapping();
-    mkfs::xfs(&mapping, "overlay")?;
+    mkfs::xfs(&mapping(), "overlay")?;
+    prepare_file_system(scratch)
+}
+
+/// Puts the folders that an overlay needs into the file system of the open volume, where they are not there yet.
+fn prepare_file_system(scratch: &Path) -> Result<(), OverlayError> {
     mount_file_system(scratch)?;
-    let made = ["upper", "work"].iter().try_for_each(|name| fs::create_dir(scratch.join(name)));
+    let made = ["upper", "work"].iter().try_for_each(|name| fs::create_dir_all(scratch.join(name)));
     let synced = made.and_then(|()| File::open(scratch)).and_then(|folder| Ok(rustix::fs::syncfs(folder)?));
     let unmounted = mounts::unmount(scratch);
-    synced.and(unmounted).map_err(io_error("prepare the file system on", &mapping))
+    synced.and(unmounted).map_err(io_error("prepare the file system on", &mapping()))
 }
 
 /// Mounts the overlay's XFS.

@@ -88,10 +88,9 @@ pub fn boot() -> Result<(), Refused> {
     for reason in &degraded {
         error!("degraded: {reason}");
     }
-    let Opened { mode, volume, provider, headers, .. } = opened;
+    let Opened { mode, volume, volume_built, provider, headers, .. } = opened;
     let disk = disk.device.to_string_lossy().into_owned();
     let repaired = mounts.repaired.into_iter().collect();
-    let job = done.job;
     let report = BootReport {
         version: REPORT_VERSION,
         disk,
@@ -99,8 +98,9 @@ pub fn boot() -> Result<(), Refused> {
         preloaded_hash,
         mode,
         volume,
+        volume_built,
         provider,
-        job,
+        job: done.job,
         headers,
         repaired,
         degraded,

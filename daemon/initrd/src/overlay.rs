@@ -25,6 +25,8 @@ pub struct Opened {
     pub mode: Mode,
     /// The volume, if it is open.
     pub volume: Option<Uuid>,
+    /// It came with the image.
+    pub volume_built: bool,
     /// What opened it.
     pub provider: Option<Provider>,
     /// Copies of its header that were damaged.
@@ -46,11 +48,18 @@ pub fn open(disk: &Disk, expected: Option<Volume>, lower: &Path, sysroot: &Path)
     };
     let reason = match expected {
         Some(Volume::NeverProvisioned | Volume::Erased) => Reason::OverlayMissing,
+        Some(Volume::Built) => Reason::OverlayNotTakenOver,
         _ => match open_volume(disk, expected, upper) {
             Ok(volume) => match host::mount_overlay(lower, upper, sysroot) {
                 Ok(()) => {
-                    let (volume, provider, headers) = (Some(volume), Some(Provider::DemoKey), headers());
-                    return Ok(Opened { mode: Mode::Persistent, volume, provider, headers, degraded: None });
+                    return Ok(Opened {
+                        mode: Mode::Persistent,
+                        volume: Some(volume),
+                        volume_built: matches!(expected, Some(Volume::TakenOver { .. })),
+                        provider: Some(Provider::DemoKey),
+                        headers: headers(),
+                        degraded: None,
+                    });
                 }
                 Err(error) => {
                     leave(disk, upper);
@@ -63,7 +72,14 @@ pub fn open(disk: &Disk, expected: Option<Volume>, lower: &Path, sysroot: &Path)
     host::mount_volatile(upper)?;
     host::mount_overlay(lower, upper, sysroot)?;
     // Nothing is known of a volume that is not open; that it is not says enough.
-    Ok(Opened { mode: Mode::Volatile, volume: None, provider: None, headers: Vec::new(), degraded: Some(reason) })
+    Ok(Opened {
+        mode: Mode::Volatile,
+        volume: None,
+        volume_built: false,
+        provider: None,
+        headers: Vec::new(),
+        degraded: Some(reason),
+    })
 }
 
 /// Where the copies of the header begin that are damaged now.

@@ -112,6 +112,8 @@ pub enum Reason {
     },
     /// The overlay was erased and could not be made again.
     OverlayMissing,
+    /// The overlay's volume that the image's builder made could not be taken over. Nothing was erased.
+    OverlayNotTakenOver,
     /// A partition is not there, or cannot be mounted.
     NotMounted {
         /// Which.
@@ -145,6 +147,11 @@ impl fmt::Display for Reason {
                 "there is no overlay on {}: it was erased, and making it anew failed; `nemosctl reset --factory` tries again",
                 Partition::Root
             ),
+            Reason::OverlayNotTakenOver => write!(
+                f,
+                "the overlay that came with the image on {} could not be taken over. Nothing was erased; `nemosctl reset --factory` makes one anew",
+                Partition::Root
+            ),
             Reason::NotMounted { partition, error } => write!(f, "{partition} is not mounted: {error}"),
         }
     }
@@ -175,6 +182,8 @@ pub struct BootReport {
     pub mode: Mode,
     /// LUKS UUID of the overlay's volume, if it is open.
     pub volume: Option<Uuid>,
+    /// Whether it came with the image, and its volume key with it.
+    pub volume_built: bool,
     /// What opened it.
     pub provider: Option<Provider>,
     /// The job that this boot carried out, or tried to.

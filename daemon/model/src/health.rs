@@ -101,6 +101,12 @@ pub fn findings(seen: &Observed, last: Result<Option<&Job>, &str>) -> Vec<Findin
     if seen.report.as_ref().is_some_and(|report| report.provider == Some(Provider::DemoKey)) {
         findings.push(warning("demo key in use: whoever has the image can open this device's overlay".into()));
     }
+    if seen.report.as_ref().is_some_and(|report| report.volume_built) {
+        findings.push(warning(
+            "the overlay's volume key and passphrase came from the build of the image: whoever built or has it can read the overlay, even when the passphrase is another one; `nemosctl reset --overlay` makes one with a key of its own"
+                .into(),
+        ));
+    }
     match last {
         Err(error) => findings.push(critical(format!("the device's memory cannot be used: {error}"))),
         Ok(Some(job)) if job.state == JobState::Failed => {
@@ -124,7 +130,33 @@ pub fn verdict(findings: &[Finding]) -> Health {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::boot::{BootReport, REPORT_VERSION};
+    use crate::overlay::Mode;
     use crate::stack::SeenMount;
+
+    #[test]
+    fn a_volume_that_came_with_the_image_is_no_secret() {
+        let told = |volume_built| {
+            let report = BootReport {
+                version: REPORT_VERSION,
+                disk: "/dev/vda".into(),
+                root_hash: "0123456789abcdef".repeat(4).parse().unwrap(),
+                preloaded_hash: None,
+                mode: Mode::Persistent,
+                volume: None,
+                volume_built,
+                provider: None,
+                job: None,
+                headers: Vec::new(),
+                repaired: Vec::new(),
+                degraded: Vec::new(),
+            };
+            let findings = findings(&Observed { report: Some(report), ..Observed::default() }, Ok(None));
+            findings.iter().any(|finding| finding.health == Health::Warning && finding.message.contains("volume key"))
+        };
+        assert!(told(true));
+        assert!(!told(false));
+    }
 
     #[test]
     fn room_is_told_before_it_is_gone() {

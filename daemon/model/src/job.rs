@@ -102,6 +102,8 @@ impl From<JobId> for String {
 pub enum Kind {
     /// The first boot of an image: make the storage that a device has of its own.
     Provision,
+    /// The first boot of an image whose builder has made that storage: take it over.
+    TakeOver,
     /// Back to the image as it was shipped.
     Reset {
         /// How much of it.
@@ -113,6 +115,7 @@ impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Kind::Provision => f.write_str("provision"),
+            Kind::TakeOver => f.write_str("take-over"),
             Kind::Reset { scope } => write!(f, "reset-{scope}"),
         }
     }
@@ -302,6 +305,7 @@ impl Job {
     pub fn all_steps(&self) -> Vec<Step> {
         match self.kind {
             Kind::Provision => Step::PROVISION.to_vec(),
+            Kind::TakeOver => vec![Step::TakeOver],
             Kind::Reset { scope } => scope.steps(!self.keep.is_empty()),
         }
     }
@@ -332,7 +336,7 @@ impl Job {
     /// What became of each partition; nothing for what is not a reset.
     pub fn grades(&self) -> Vec<(Partition, Grade)> {
         match self.kind {
-            Kind::Provision => Vec::new(),
+            Kind::Provision | Kind::TakeOver => Vec::new(),
             Kind::Reset { scope } => grades(scope, &self.steps.iter().map(|done| done.step).collect::<Vec<_>>()),
         }
     }

@@ -29,8 +29,15 @@ pub const HISTORY: usize = 64;
 pub enum Volume {
     /// The image was written, and never booted to the end of its provisioning.
     NeverProvisioned,
+    /// The image was written with a volume in it, as Kiwi does, that no device has taken over yet.
+    Built,
     /// This device made it.
     Provisioned {
+        /// Its LUKS UUID.
+        uuid: Uuid,
+    },
+    /// This device has taken it over from its image: whoever has the image has its volume key.
+    TakenOver {
         /// Its LUKS UUID.
         uuid: Uuid,
     },
@@ -39,9 +46,18 @@ pub enum Volume {
 }
 
 impl Volume {
-    /// Whether a volume with this LUKS UUID is the one that this device made.
+    /// Whether a volume with this LUKS UUID is the one that this device made, or took over.
     pub fn is(self, found: Uuid) -> bool {
-        matches!(self, Volume::Provisioned { uuid } if uuid == found)
+        matches!(self, Volume::Provisioned { uuid } | Volume::TakenOver { uuid } if uuid == found)
+    }
+
+    /// What the first boot has to do for it, if that is still to be done.
+    const fn first_boot(self) -> Option<Kind> {
+        match self {
+            Volume::NeverProvisioned => Some(Kind::Provision),
+            Volume::Built => Some(Kind::TakeOver),
+            Volume::Provisioned { .. } | Volume::TakenOver { .. } | Volume::Erased => None,
+        }
     }
 }
 
@@ -138,7 +154,7 @@ pub enum AtBoot {
 pub enum Outcome {
     /// Nothing but that it was done.
     Done,
-    /// [`Step::CreateVolume`] made a volume with this LUKS UUID.
+    /// [`Step::CreateVolume`] made, or [`Step::TakeOver`] took over, a volume with this LUKS UUID.
     Volume(Uuid),
     /// [`Step::Survey`] saw this.
     Surveyed(Survey),
@@ -150,6 +166,11 @@ impl DeviceState {
     /// The state that an image is shipped with.
     pub fn shipped() -> Self {
         DeviceState { version: VERSION, volume: Volume::NeverProvisioned, jobs: Vec::new() }
+    }
+
+    /// The state that an image is shipped with whose builder has formatted the overlay.
+    pub fn shipped_with_volume() -> Self {
+        DeviceState { volume: Volume::Built, ..DeviceState::shipped() }
     }
 
     /// Reads a document.
@@ -265,15 +286,16 @@ impl DeviceState {
 
     /// Decides, in the initrd, what this boot has to carry out before the overlay is opened, and begins it.
     ///
-    /// `id` names the job that this makes, if it does: the provisioning at the first boot, or the factory reset that the
-    /// kernel's command line asks for. What was begun or asked for before goes first. A provisioning that was given up
+    /// `id` names the job that this makes, if it does: what the first boot has to do, or the factory reset that the
+    /// kernel's command line asks for. What was begun or asked for before goes first. A first boot's job that was given up
     /// is not begun again by itself: a device that keeps failing must still come up, and a reset repairs it.
     pub fn begin_at_boot(&mut self, id: JobId, command_line_asks: bool, now: Timestamp) -> Result<AtBoot, Refused> {
         self.become_due(now);
         let waits = self.pending().is_some_and(|job| job.state != JobState::Queued);
         let gave_up = self.jobs.last().is_some_and(|job| job.state == JobState::Failed);
-        if self.pending().is_none() && self.volume == Volume::NeverProvisioned && !gave_up {
-            self.push(Job::new(id, Kind::Provision, JobState::WaitingForReboot, Requester::image(), now));
+        let first_boot = self.volume.first_boot().filter(|_| self.pending().is_none() && !gave_up);
+        if let Some(kind) = first_boot {
+            self.push(Job::new(id, kind, JobState::WaitingForReboot, Requester::image(), now));
         } else if !waits && command_line_asks && !self.needs_stage() {
             // It takes away what a request for later could.
             if let Some(later) = self.jobs.iter_mut().find(|job| job.state == JobState::Queued) {
@@ -298,6 +320,7 @@ impl DeviceState {
         match outcome {
             Outcome::Surveyed(survey) => job.survey = Some(survey),
             Outcome::Audited(audit) => job.audit = Some(audit),
+            Outcome::Volume(uuid) if step == Some(Step::TakeOver) => self.volume = Volume::TakenOver { uuid },
             Outcome::Volume(uuid) => self.volume = Volume::Provisioned { uuid },
             Outcome::Done if step == Some(Step::DestroyKeys) => self.volume = Volume::Erased,
             Outcome::Done => {}

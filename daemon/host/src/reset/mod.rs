@@ -101,6 +101,12 @@ pub fn carry_out(
             write_through(&partition)?;
             return Ok(Outcome::Volume(volume));
         }
+        Step::TakeOver => {
+            let partition = place(Partition::Root)?;
+            let volume = overlay::take_over(&partition, secret, scratch)?;
+            write_through(&partition)?;
+            return Ok(Outcome::Volume(volume));
+        }
         Step::CreateOverlay => overlay::create_overlay(&place(Partition::Root)?, secret, scratch)?,
         Step::FormatOciStorage => mkfs::xfs(&place(Partition::OciStorage)?, "oci-storage")?,
         Step::FormatHome => mkfs::ext4(&place(Partition::Home)?, "home")?,
@@ -125,7 +131,7 @@ fn audit(job: &Job, work: &Work<'_>) -> Result<Outcome, StepError> {
     let found = survey::find(work.disk, &survey, work.state)?;
     let erased = match job.kind {
         Kind::Reset { scope } => Scope::erased(scope),
-        Kind::Provision => &[],
+        Kind::Provision | Kind::TakeOver => &[],
     };
     let erased: Vec<Partition> = erased.iter().map(|(partition, _)| *partition).collect();
     let audit = Audit::new(&survey, &found, &erased);

@@ -6,6 +6,7 @@
 
 mod device;
 mod reset;
+mod take_over;
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -47,6 +48,10 @@ fn main() -> ExitCode {
         reset::kept_data_outlives_a_reset_that_is_given_up,
         reset::a_partition_that_takes_no_writes_fails_the_reset_and_the_device_comes_up,
         reset::the_command_line_asks_for_a_factory_reset,
+        take_over::a_volume_that_kiwi_made_is_taken_over_as_it_is,
+        take_over::a_reset_makes_a_volume_of_the_devices_own,
+        take_over::a_first_boot_that_is_killed_takes_it_over_all_the_same,
+        take_over::a_volume_that_does_not_open_is_left_alone,
     ])
 }
 

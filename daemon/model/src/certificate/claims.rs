@@ -103,7 +103,7 @@ pub fn certifiable(job: &Job) -> Result<Scope, NoCertificate> {
     match job.kind {
         Kind::Reset { scope } if job.state == JobState::Done => Ok(scope),
         Kind::Reset { .. } => Err(NoCertificate::NotDone { id: job.id, state: job.state }),
-        Kind::Provision => Err(NoCertificate::NotAReset { id: job.id, kind: job.kind }),
+        Kind::Provision | Kind::TakeOver => Err(NoCertificate::NotAReset { id: job.id, kind: job.kind }),
     }
 }
 

@@ -146,10 +146,13 @@ pub enum Step {
     DestroyStage,
     /// Look for anything of the old that is left.
     Audit,
+    /// No step of a reset: open the volume that the image's builder has made, and put what an overlay needs into its file
+    /// system.
+    TakeOver,
 }
 
 impl Step {
-    /// All steps, in the order in which a reset takes them.
+    /// All steps of a reset, in the order in which it takes them.
     pub const ALL: [Step; 10] = [
         Step::Survey,
         Step::StageKept,
@@ -173,7 +176,9 @@ impl Step {
             Step::DestroyKeys | Step::CreateVolume | Step::CreateOverlay => Some(Partition::Root),
             Step::FormatOciStorage => Some(Partition::OciStorage),
             Step::FormatHome => Some(Partition::Home),
-            Step::Survey | Step::StageKept | Step::RestoreKept | Step::DestroyStage | Step::Audit => None,
+            Step::Survey | Step::StageKept | Step::RestoreKept | Step::DestroyStage | Step::Audit | Step::TakeOver => {
+                None
+            }
         }
     }
 
@@ -190,6 +195,7 @@ impl Step {
             Step::RestoreKept => "restore-kept",
             Step::DestroyStage => "destroy-stage",
             Step::Audit => "audit",
+            Step::TakeOver => "take-over",
         }
     }
 }

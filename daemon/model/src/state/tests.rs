@@ -36,7 +36,7 @@ fn keeping() -> Request {
 fn do_step(state: &mut DeviceState, job: JobId) {
     let outcome = match state.job(job).unwrap().next_step().unwrap() {
         Step::Survey => Outcome::Surveyed(Survey::default()),
-        Step::CreateVolume => Outcome::Volume(Uuid::from_u128(8)),
+        Step::CreateVolume | Step::TakeOver => Outcome::Volume(Uuid::from_u128(8)),
         Step::Audit => Outcome::Audited(Audit { checks: Vec::new() }),
         _ => Outcome::Done,
     };
@@ -81,6 +81,34 @@ fn the_first_boot_provisions_and_the_second_has_nothing_to_do() {
     assert_eq!(state.job(job).unwrap().state, JobState::Done);
     assert_eq!(boots(&mut state, 2), AtBoot::Nothing);
     assert!(matches!(state.volume, Volume::Provisioned { .. }));
+}
+
+#[test]
+fn a_volume_that_came_with_the_image_is_taken_over_once_and_a_reset_makes_the_devices_own() {
+    let uuid = Uuid::from_u128(8);
+    let mut state = DeviceState::shipped_with_volume();
+    let AtBoot::CarryOut(job) = boots(&mut state, 1) else { panic!("there is nothing to do") };
+    assert!(state.job(job).unwrap().all_steps().iter().all(|step| step.erases().is_none()), "nothing is erased for it");
+    finish(&mut state, job);
+    assert_eq!(state.volume, Volume::TakenOver { uuid });
+    assert!(state.volume.is(uuid));
+    assert_eq!(boots(&mut state, 2), AtBoot::Nothing);
+
+    state.request(Request { scope: Scope::Overlay, ..factory() }, id(5), Timestamp(3)).unwrap();
+    assert_eq!(boots(&mut state, 4), AtBoot::CarryOut(id(5)));
+    finish(&mut state, id(5));
+    assert_eq!(state.volume, Volume::Provisioned { uuid });
+}
+
+#[test]
+fn a_volume_that_came_with_the_image_and_cannot_be_taken_over_is_left_alone() {
+    let mut state = DeviceState::shipped_with_volume();
+    let AtBoot::CarryOut(job) = boots(&mut state, 1) else { panic!("there is nothing to do") };
+    state.attempt_failed(job, "no header".into(), Timestamp(2)).unwrap();
+    assert_eq!(boots(&mut state, 3), AtBoot::Nothing);
+    assert_eq!(state.volume, Volume::Built);
+    state.retry(job).unwrap();
+    assert_eq!(boots(&mut state, 4), AtBoot::CarryOut(job));
 }
 
 #[test]

@@ -51,7 +51,7 @@ impl Job {
         let reboot = RetryOptions::parse(options)?.reboot.unwrap_or_default();
         let action = match self.service.desk.job(self.id).await?.kind {
             Kind::Reset { scope } => action_for(scope),
-            Kind::Provision => action::RESET_FACTORY,
+            Kind::Provision | Kind::TakeOver => action::RESET_FACTORY,
         };
         let gate = &self.service.gate;
         let caller = gate.caller(&call).await.inspect_err(|error| journal::stranger(action, error))?;

@@ -388,6 +388,7 @@ fn healthy_storage() -> Observed {
             root_hash: "0123456789abcdef".repeat(4).parse().unwrap(),
             mode: Mode::Persistent,
             volume: None,
+            volume_built: false,
             provider: Some(Provider::DemoKey),
             job: None,
             preloaded_hash: None,
