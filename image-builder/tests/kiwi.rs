@@ -20,7 +20,7 @@ fn text(name: &str) -> String {
 }
 
 fn recipe() -> Recipe {
-    Recipe::shipped("default").expect("the default recipe").0
+    Recipe::shipped("default").expect("the default recipe")
 }
 
 /// The values of an attribute of all elements of that name.
@@ -80,7 +80,7 @@ fn units_and_accounts_are_the_same() {
     let script = text("config.sh");
     let Recipe { units, users, .. } = recipe();
     let has = |what: &str| script.split_whitespace().any(|word| word.trim_end_matches(';') == what);
-    for unit in units.enable.iter().chain(&units.mask) {
+    for unit in units.enable.iter().chain(&units.disable).chain(&units.mask) {
         assert!(has(unit), "kiwi/x86/config.sh says nothing of {unit}");
     }
     for (name, user) in users {

@@ -12,6 +12,7 @@ echo 'admin:$6$nemosdemo$KKKyx40e7jKcy5bV25bFxiA8e.jOuyH9JYVdevcTahFX3/Ei1lf7QUa
     chpasswd --encrypted
 
 systemctl --quiet enable systemd-networkd.service tmp.mount
+systemctl --quiet disable dpkg-db-backup.timer netavark-dhcp-proxy.service netavark-dhcp-proxy.socket
 mkdir --parents /etc/systemd/system-generators
 for generator in \
     systemd-gpt-auto-generator \
@@ -67,5 +68,6 @@ mkdir --parents /boot/efi
 dpkg --purge apt libapt-pkg7.0 debian-archive-keyring sqv
 rm --recursive --force /etc/ssh/ssh_host_* /etc/resolv.conf /var/lib/dbus/machine-id /var/cache/* /var/log/*.log \
     /var/log/apt /var/lib/apt /etc/apt /var/lib/systemd/random-seed /etc/.pwd.lock /etc/*- /var/lib/dpkg/*-old \
-    /usr/share/{doc,info,lintian,locale,man}/* /usr/lib/x86_64-linux-gnu/libicu* /usr/sbin/xfs_scrub*
+    /usr/share/{doc,info,lintian,locale,man}/* /usr/lib/x86_64-linux-gnu/libicu* /usr/sbin/xfs_scrub* \
+    /usr/lib/podman/netavark-dhcp-proxy-client /usr/libexec/podman/podman-testing
 echo uninitialized > /etc/machine-id

@@ -12,10 +12,13 @@ use nemos_model::integrity::kernel_log::BLOCK;
 use nemos_model::integrity::{PRELOADED_MAPPING, VERITY_MAPPING, Volume};
 use nemos_model::overlay::{LOWER_MOUNT, UPPER_MOUNT};
 use nemos_model::partitions::Partition;
+use rustix::fs::{Advice, fadvise};
 use tracing::debug;
 
 use crate::integrity::fsmap;
 
+/// As much as one read takes: what dm-verity compares at once.
+const BLOCK_SIZE: usize = 4096;
 /// Where dpkg lists the files of each package, below a root.
 const DPKG_LISTS: &str = "var/lib/dpkg/info";
 /// What a squashfs keeps of itself: inodes, folders, tables.
@@ -87,7 +90,10 @@ impl Files {
     /// Reads what lists the files. Where that is damaged it cannot be read: then nothing is known of contents.
     pub fn of_squashfs(device: &Path) -> io::Result<Self> {
         let tables = tables(device)?;
-        let reader = BufReader::new(File::open(device)?);
+        let device = File::open(device)?;
+        // Nothing is read ahead: next to what is looked for is what is damaged, and each read of that is told anew.
+        let _ = fadvise(&device, 0, None, Advice::Random);
+        let reader = BufReader::with_capacity(BLOCK_SIZE, device);
         let Ok(squashfs) = FilesystemReader::from_reader(reader) else {
             return Ok(Files { contents: Vec::new(), tables });
         };

@@ -67,7 +67,8 @@ pub fn a_damaged_hash_tree_and_damaged_containers_are_found_by_a_scrub() -> Case
     disk.loses_parity()?;
     let program = "bin/busybox";
     let of_a_container = disk.block_of(Partition::OciPreloaded, program)?;
-    disk.corrupt(Partition::OciPreloaded, of_a_container, 1)?;
+    let within_it = of_a_container + (40 << 12);
+    disk.corrupt(Partition::OciPreloaded, within_it, 1)?;
     let mut device = disk.boots()?;
     let scrubbed = device.run("nemosctl integrity scrub verityRoot")?;
     assert_ne!(scrubbed.status, 0, "{scrubbed:?}");
