@@ -12,7 +12,7 @@ use nemos_rig::run;
 
 use crate::device::Device;
 
-/// As image-builder/kiwi has it.
+/// As image-builder/kiwi has it, but for the memory that a guess at the passphrase costs, which is slow to touch here.
 const LUKS_FORMAT: [&str; 10] = [
     "--type=luks2",
     "--cipher=aegis128-random",
@@ -21,7 +21,7 @@ const LUKS_FORMAT: [&str; 10] = [
     "--sector-size=4096",
     "--pbkdf=argon2id",
     "--pbkdf-force-iterations=4",
-    "--pbkdf-memory=178155",
+    "--pbkdf-memory=1024",
     "--pbkdf-parallel=2",
     "luksFormat",
 ];

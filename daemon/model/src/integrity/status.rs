@@ -12,6 +12,8 @@ use crate::stack::{LayerState, Observed, layers};
 
 /// How old the last complete scrub may be, in seconds: the timer's week, four times.
 pub const SCRUB_AGE: u64 = 4 * 7 * 24 * 3600;
+/// How far the clock may be behind what the device remembers, in seconds.
+pub const CLOCK_BEHIND: u64 = 3600;
 
 words! {
     /// How a volume is, or the device.
@@ -135,7 +137,19 @@ impl Known<'_> {
         let damage = Volume::ALL.into_iter().flat_map(|volume| Kind::ALL.iter().rev().map(move |kind| (volume, *kind)));
         let mut findings: Vec<Finding> = damage.filter_map(|(volume, kind)| self.damage(volume, kind)).collect();
         findings.extend(SCRUBBED.into_iter().filter_map(|volume| self.scrub_finding(volume, now, begun)));
+        findings.extend(self.clock(now, begun));
         findings
+    }
+
+    /// A clock that shows a time which the device remembers as past: without a battery it begins anew at each boot, and what
+    /// is told by age is told wrong.
+    fn clock(&self, now: Timestamp, begun: Timestamp) -> Option<Finding> {
+        let seen = self.events.iter().map(|event| event.last_seen);
+        let scrubbed = self.scrubs.iter().map(|scrub| scrub.ended.unwrap_or(scrub.started));
+        let remembered = seen.chain(scrubbed).chain([begun]).max()?;
+        let behind = remembered.0.saturating_sub(now.0);
+        let message = || format!("the clock is behind by {} hours or more: ages cannot be trusted", behind / 3600);
+        (behind >= CLOCK_BEHIND).then(|| Finding { health: Health::Warning, message: message() })
     }
 
     fn damage(&self, volume: Volume, kind: Kind) -> Option<Finding> {
@@ -271,6 +285,15 @@ mod tests {
         events[0].owner = Some(super::super::event::Owner { file: "/root/secret-plan".into(), package: None });
         let findings = known(&events, &[]).findings(Timestamp(6), Timestamp(1));
         assert!(!findings[0].message.contains("secret-plan"), "{findings:?}");
+    }
+
+    #[test]
+    fn a_clock_that_goes_back_is_told() {
+        let told = |now| known(&[], &[]).findings(Timestamp(now), Timestamp(10_000)).len();
+        assert_eq!((told(10_000), told(6_401), told(6_400)), (0, 0, 1));
+        let events = [event(Volume::Root, Kind::Corrected, 20_000)];
+        let findings = known(&events, &[]).findings(Timestamp(10_000), Timestamp(0));
+        assert!(findings.iter().any(|finding| finding.message.contains("behind by 2 hours")), "{findings:?}");
     }
 
     #[test]

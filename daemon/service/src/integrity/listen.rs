@@ -10,7 +10,7 @@ use nemos_host::integrity::watch::{Heard, Watch, WatchError, audit_records, upti
 use nemos_host::time::now;
 use nemos_model::Timestamp;
 use nemos_model::boot::BootReport;
-use nemos_model::integrity::event::{Area, Finder, Place};
+use nemos_model::integrity::event::{Area, Finder, Kind, Place};
 use nemos_model::integrity::status::{headers_at_boot, unreported_damage};
 use nemos_model::integrity::volume::Names;
 use nemos_model::integrity::{Sighting, Volume};
@@ -68,6 +68,7 @@ fn listen(integrity: &Integrity, audit: Option<OwnedFd>) -> Result<(), WatchErro
                 sightings.iter_mut().filter(of_the_overlay).for_each(|sighting| sighting.finder = Finder::Scrub);
             }
         }
+        forget_failed_corrections(&mut sightings);
         let booted = Timestamp(now().0.saturating_sub(uptime() / 1_000_000));
         if sightings.is_empty() {
             let view = integrity.view();
@@ -78,6 +79,16 @@ fn listen(integrity: &Integrity, audit: Option<OwnedFd>) -> Result<(), WatchErro
             integrity.see(&sightings, watch.sequence());
         }
     }
+}
+
+/// With too little parity the kernel says that it has corrected a block, compares, and says then that it is corrupted. Only the
+/// second is true.
+fn forget_failed_corrections(sightings: &mut Vec<Sighting>) {
+    let lost: Vec<Place> = sightings.iter().map(|sighting| sighting.place.clone()).collect();
+    sightings.retain(|sighting| {
+        let corrupted = Place { kind: Kind::Corrupted, ..sighting.place.clone() };
+        sighting.place.kind == Kind::Corrupted || !lost.contains(&corrupted)
+    });
 }
 
 /// The same, of each block instead of the code word that they are in, where that can be told.
@@ -109,7 +120,7 @@ fn sighting(heard: &Heard, names: &Names, report: Option<&BootReport>, since: u6
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nemos_model::integrity::event::{Kind, Source};
+    use nemos_model::integrity::event::Source;
     use nemos_model::integrity::kernel_log::{Driver, Report};
 
     fn heard(device: &str, uptime: u64) -> Heard {
@@ -131,5 +142,25 @@ mod tests {
         assert_eq!(found(99), Some(Finder::Boot));
         assert_eq!(found(100), Some(Finder::Read));
         assert_eq!(sighting(&heard("8:1", 99), &names, None, 100), None, "that is somebody else's disk");
+    }
+
+    #[test]
+    fn a_correction_that_failed_is_none() {
+        let sighting = |kind, start| Sighting {
+            place: Place {
+                volume: Volume::Root,
+                incarnation: String::new(),
+                kind,
+                area: Area::Data,
+                start: Some(start),
+            },
+            source: Source::Log,
+            finder: Finder::Read,
+            at: Timestamp(1),
+        };
+        let mut sightings =
+            vec![sighting(Kind::Corrected, 0), sighting(Kind::Corrected, 4096), sighting(Kind::Corrupted, 0)];
+        forget_failed_corrections(&mut sightings);
+        assert_eq!(sightings, [sighting(Kind::Corrected, 4096), sighting(Kind::Corrupted, 0)]);
     }
 }
