@@ -41,7 +41,7 @@ pub fn a_swapped_root_is_refused_by_its_hash() -> Case {
     let mut disk = signed.disk()?;
     disk.write(Partition::Readonly, 0, &another_root()?)?;
     let reason = disk.starts_secured(&signed)?.refuses_to_boot()?;
-    assert!(reason.contains("is not the one with root hash"), "{reason}");
+    assert!(reason.contains("is not what the root hash"), "{reason}");
     Ok(())
 }
 
