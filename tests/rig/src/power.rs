@@ -113,6 +113,8 @@ impl WriteLog {
     /// The disk with everything that is safe, and with a part of what follows, down to single sectors.
     pub fn torn(&self, random: &mut Rng) -> Disk {
         let disk = self.cut();
+        // The page cache may hold what an earlier one left, and a sector is written with the page that it is in.
+        run("blockdev", ["--flushbufs".as_ref(), self.snapshot.device.as_os_str()]);
         let device = File::options().write(true).open(&self.snapshot.device).expect("the disk opens");
         self.replay(&survivors(self.next(), random), &device);
         device.sync_all().expect("the disk takes the data");

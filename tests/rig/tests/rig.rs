@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use nemos_rig::{CommandLine, Disk, KernelLog, corrupt, refused, run};
+use nemos_rig::{CommandLine, Disk, KernelLog, Rng, WriteLog, corrupt, refused, run};
 
 const MIB: u64 = 1 << 20;
 
@@ -16,6 +16,7 @@ fn main() -> ExitCode {
         several_disks_are_told_apart,
         verity_refuses_a_changed_block,
         a_volume_with_integrity_keeps_what_is_written,
+        a_power_cut_takes_nothing_that_is_safe,
         the_command_line_is_what_the_test_says,
         what_a_test_writes_is_gone_with_the_machine,
     ])
@@ -81,6 +82,35 @@ fn a_volume_with_integrity_keeps_what_is_written() {
     assert_eq!(fs::read_to_string(folder.path().join("file")).unwrap(), "kept");
     run("umount", [text(folder.path())]);
     run("cryptsetup", ["close", "rig-luks"]);
+}
+
+/// Also when another cut tore it: in the page cache, the two are neighbours.
+fn a_power_cut_takes_nothing_that_is_safe() {
+    let disk = Disk::partitioned(&[("p.one", MIB)]).image().logged_disk();
+    let writes = |word: &str, sectors: usize, at: usize| {
+        fs::write("/run/rig-words", word.repeat(sectors * 512)).unwrap();
+        let to = format!("of={}", text(&disk.partition("p.one")));
+        run("dd", ["if=/run/rig-words", &to, "bs=512", &format!("seek={at}"), "oflag=direct", "conv=fsync"]);
+    };
+    writes("1", 4, 0);
+    writes("2", 1, 4);
+    let mut log = disk.into_log();
+    let mut random = Rng::new();
+    // One letter a sector.
+    let mut torn = |log: &WriteLog| {
+        let from = format!("if={}", text(&log.torn(&mut random).partition("p.one")));
+        let read = run("dd", [&from, "bs=512", "count=5", "iflag=direct"]);
+        read.chars().step_by(512).collect::<String>()
+    };
+    while log.unsafe_writes() != 4 {
+        assert!(log.goes_on());
+    }
+    while torn(&log) == "1111\0" {}
+    assert!(log.goes_on());
+    for _ in 0..10 {
+        let read = torn(&log);
+        assert!(read == "1111\0" || read == "11112", "{read}");
+    }
 }
 
 fn the_command_line_is_what_the_test_says() {
