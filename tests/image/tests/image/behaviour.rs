@@ -12,6 +12,9 @@ pub fn the_settings_of_the_reference_image_are_in_force() -> Case {
     device.says("systemctl is-active serial-getty@ttyS0 systemd-networkd systemd-resolved ssh auditd")?;
     assert_eq!(device.says("systemctl --failed --plain --no-legend")?, "");
 
+    device.says("/usr/lib/systemd/systemd-networkd-wait-online --timeout 120")?;
+    let network = device.says("networkctl status --lines 0 '*'")?;
+    assert!(network.contains("10.0.2.15 (DHCPv4"), "{network}");
     let may_reboot =
         "busctl call org.freedesktop.login1 /org/freedesktop/login1 org.freedesktop.login1.Manager CanReboot";
     assert_eq!(device.says(&format!("runuser -u admin -- {may_reboot}"))?, "s \"yes\"");

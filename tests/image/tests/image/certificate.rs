@@ -23,8 +23,6 @@ pub fn the_key_in_a_file_outlives_resets_and_certifies_them() -> Case {
 
 pub fn the_key_in_a_tpm_outlives_a_reset_and_certifies_it() -> Case {
     let mut device = Disk::fresh()?.with_tpm().boots()?;
-    // The TPM is there since the initrd; whose it is in the end, udev's rules say.
-    device.says("udevadm trigger --action add --settle /dev/tpmrm0")?;
     Certificates::of_a_reset(&mut device, "tpm")?;
     device.says("test ! -e /var/lib/nemos/certificate.key")?;
     let verdict = device.says("nemosctl status")?;
