@@ -71,13 +71,14 @@ pub fn open(disk: &Disk, expected: Option<Volume>, lower: &Path, sysroot: &Path)
     };
     host::mount_volatile(upper)?;
     host::mount_overlay(lower, upper, sysroot)?;
-    // Nothing is known of a volume that is not open; that it is not says enough.
+    // There is a volume, and it does not open: its headers may say why.
+    let headers = if matches!(reason, Reason::OverlayDamaged { .. }) { headers() } else { Vec::new() };
     Ok(Opened {
         mode: Mode::Volatile,
         volume: None,
         volume_built: false,
         provider: None,
-        headers: Vec::new(),
+        headers,
         degraded: Some(reason),
     })
 }

@@ -208,6 +208,8 @@ fn a_destroyed_header_degrades_the_boot_and_erases_nothing() {
     device.overwrite_volume_header(&vec![0; header.len()]);
     let degraded = device.boots();
     assert!(matches!(degraded.is_degraded(), Reason::OverlayDamaged { .. }));
+    let destroyed = [0, 16 << 10].map(|start| DamagedHeader { start, repaired: false });
+    assert_eq!(degraded.report.headers, destroyed);
     assert_eq!(degraded.reads("/etc/hostname"), "device\n");
     degraded.shuts_down();
 

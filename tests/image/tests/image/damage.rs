@@ -24,13 +24,28 @@ pub fn a_device_without_its_overlay_header_is_degraded_and_erases_nothing() -> C
     let status = device.run("nemosctl status")?;
     assert_ne!(status.status, 0, "{status:?}");
     assert!(status.stdout.contains("p.lxroot cannot be used"), "{status:?}");
+    assert_eq!(damaged_headers(&mut device)?, [0, 16 << 10]);
     let mut disk = device.powers_off()?;
     assert!(disk.read_all(Partition::Root)? == damaged, "something was written to the damaged overlay");
 
     let mut device = disk.boots()?;
     assert_eq!(device.says("cat /home/made-here")?, "made here");
     device.reboots_by(RESET)?;
-    is_as_shipped(&mut device, &before)
+    is_as_shipped(&mut device, &before)?;
+    assert_eq!(damaged_headers(&mut device)?, [0, 16 << 10], "what was is not forgotten");
+    let health = device.run("nemosctl health")?;
+    assert!(health.status < 2, "it is no fault of the new volume: {health:?}");
+    Ok(())
+}
+
+/// Where the copies of the overlay's header begin whose damage the ledger has.
+fn damaged_headers(device: &mut Device) -> Result<Vec<u64>, nemos_tests::Failed> {
+    let events = device.tells("nemosctl integrity events --json")?;
+    let of_a_header = |event: &&serde_json::Value| event["area"] == "header" && event["kind"] == "corrupted";
+    let events = events.as_array().into_iter().flatten().filter(of_a_header);
+    let mut starts: Vec<_> = events.filter_map(|event| event["start"].as_u64()).collect();
+    starts.sort_unstable();
+    Ok(starts)
 }
 
 pub fn a_root_with_a_damaged_superblock_is_refused() -> Case {
