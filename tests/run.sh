@@ -37,11 +37,10 @@ part() {
     [ "$status" = ok ]
 }
 
-# One machine at a time: each has two processors of its own, and what it waits for has a limit.
 image_tests() {
     cargo build --locked --package nemos-image --package nemosctl &&
         NEMOS_IMAGE=$(builder_folder)/out/nemos-default.raw NEMOS_SIGNED=$(builder_folder)/signed \
-            cargo test --locked --package nemos-tests -- --test-threads=1
+            cargo test --locked --package nemos-tests -- --test-threads=2
 }
 
 part 'format' cargo fmt --all --check

@@ -1,16 +1,11 @@
 //! A device that is switched on.
 
-use std::time::Duration;
-
 use libtest_mimic::Failed;
 use nemos_image::vm::{Config, Machine, Output, VmError};
 use serde_json::Value;
 
 use crate::disk::Disk;
-use crate::image::{booted, kernel};
-
-/// How long anything may take: a boot takes 20 s without KVM, and several may share two processors with a compiler.
-pub(crate) const LIMIT: Duration = Duration::from_secs(400);
+use crate::image::{booted, config, kernel};
 
 /// What the kernel says when its timer does not come any more.
 const LOST_TIMER: &str = "Possible timer handling issue on cpu";
@@ -28,7 +23,7 @@ impl Device {
         let booted = booted()?;
         let disk = Disk::on(&booted.disk)?;
         let resume = Some(booted.machine.clone());
-        let config = Config { resume, boot: kernel()?, limit: LIMIT, ..Config::new(disk.vm_disk()) };
+        let config = Config { resume, boot: kernel()?, ..config(disk.vm_disk()) };
         Ok(Device { machine: Machine::start(&config)?, disk })
     }
 

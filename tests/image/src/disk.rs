@@ -10,8 +10,8 @@ use nemos_image::vm::{self, Boot, Config, Format};
 use nemos_model::partitions::Partition;
 use tempfile::TempDir;
 
-use crate::device::{Device, LIMIT};
-use crate::image::{image, kernel};
+use crate::device::Device;
+use crate::image::{config, image, kernel};
 use crate::partitions::extent;
 
 /// The disk of a device that is switched off.
@@ -55,13 +55,13 @@ impl Disk {
     pub fn starts(self) -> Result<Device, Failed> {
         let tpm = self.has_tpm.then(|| self.folder.path().join("tpm"));
         let boot = if self.has_tpm { Boot::Firmware } else { kernel()? };
-        let config = Config { tpm, boot, limit: LIMIT, ..Config::new(self.vm_disk()) };
+        let config = Config { tpm, boot, ..config(self.vm_disk()) };
         Device::start(self, &config)
     }
 
     /// Switches a device with this disk on, by its firmware, and waits until it is up.
     pub fn boots_by_firmware(self) -> Result<Device, Failed> {
-        let config = Config { limit: LIMIT, ..Config::new(self.vm_disk()) };
+        let config = config(self.vm_disk());
         let mut device = Device::start(self, &config)?;
         device.comes_up()?;
         Ok(device)
@@ -77,7 +77,7 @@ impl Disk {
     /// Switches a device with this disk on, with more words on its kernel's command line, and waits until it is up.
     pub fn boots_with(self, words: &str) -> Result<Device, Failed> {
         let append = Some(words.to_owned());
-        let config = Config { limit: LIMIT, boot: kernel()?, append, ..Config::new(self.vm_disk()) };
+        let config = Config { boot: kernel()?, append, ..config(self.vm_disk()) };
         let mut device = Device::start(self, &config)?;
         device.comes_up()?;
         Ok(device)

@@ -3,13 +3,15 @@
 use std::fs;
 use std::path::PathBuf;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use libtest_mimic::Failed;
 use nemos_image::image::Image;
 use nemos_image::vm::{self, Boot, Config, Format, Machine};
 use tempfile::TempDir;
 
-use crate::device::LIMIT;
+/// How long anything may take: a boot takes 20 s without KVM, and several may share two processors with a compiler.
+const LIMIT: Duration = Duration::from_secs(400);
 
 /// The environment variable that names the image.
 pub const NEMOS_IMAGE: &str = "NEMOS_IMAGE";
@@ -37,6 +39,11 @@ fn extracted() -> Result<(TempDir, Boot), Failed> {
     Ok((folder, Boot::Kernel { kernel, initrd, command_line: uki.command_line }))
 }
 
+/// A machine with this disk, as all cases have it. It has one processor: two machines at once are faster than one with two.
+pub(crate) fn config(disk: vm::Disk) -> Config {
+    Config { cpus: 1, limit: LIMIT, ..Config::new(disk) }
+}
+
 /// A device after its first boot.
 pub(crate) struct Booted {
     /// Its disk as it was then; nobody writes it any more.
@@ -58,7 +65,7 @@ fn first_boot() -> Result<Booted, Failed> {
     let image = vm::Disk { path: image()?, format: Format::Raw };
     let disk = image.overlay(&folder.path().join("disk.qcow2"))?;
     let saved = folder.path().join("machine");
-    let mut machine = Machine::start(&Config { limit: LIMIT, boot: kernel()?, ..Config::new(disk.clone()) })?;
+    let mut machine = Machine::start(&Config { boot: kernel()?, ..config(disk.clone()) })?;
     machine.wait_until_up()?;
     machine.save(&saved)?;
     Ok(Booted { disk, machine: saved, _folder: folder })

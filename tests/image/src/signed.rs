@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use libtest_mimic::Failed;
-use nemos_image::vm::{self, Config, Format};
+use nemos_image::vm::{self, Format};
 
-use crate::device::{Device, LIMIT};
+use crate::device::Device;
 use crate::disk::Disk;
+use crate::image::config;
 
 /// The environment variable that names the folder with signed images, as `build_signed_images` of image-builder/host.sh
 /// makes it.
@@ -48,7 +49,7 @@ fn fresh(path: &Path) -> Result<Disk, Failed> {
 impl Disk {
     /// Switches on a device with this disk, whose firmware has Secure Boot on and trusts the keys.
     pub fn starts_secured(self, signed: &Signed) -> Result<Device, Failed> {
-        let config = Config { limit: LIMIT, ..Config::new(self.vm_disk()) };
+        let config = config(self.vm_disk());
         let variables = self.folder().join("variables");
         let config = config.secure_boot(&signed.folder.join("keys"), variables)?;
         Device::start(self, &config)
