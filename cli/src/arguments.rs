@@ -13,6 +13,7 @@ use nemos_model::reset::Scope;
   nemosctl status                  draw the storage stack, with what is not as it should be
   nemosctl reset --factory         say what would go, ask, reboot, come back clean
   nemosctl health                  one line and an exit status, for monitoring
+  nemosctl keys forecast           will the next boot open the overlay by itself?
   nemosctl integrity events        what was damaged, where, how often, and of which file
 
 Exit status: 0 done; 1 refused; 2 wrong usage; 3 nemosd cannot be reached.
@@ -50,6 +51,8 @@ pub enum Command {
     Metrics(Metrics),
     /// See what is damaged, and read the storage through to find what is
     Integrity(Integrity),
+    /// See and change the keys that open the overlay
+    Keys(Keys),
     /// See or take back what was asked of the device
     #[command(subcommand)]
     Job(Job),
@@ -239,6 +242,56 @@ pub enum IntegrityCommand {
         #[arg(long, conflicts_with_all = ["rate", "no_wait"])]
         cancel: bool,
     },
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  nemosctl keys                                  the key slots that are in use, and what opens each
+  nemosctl keys enroll recovery-key              a key to write down, shown once
+  nemosctl keys enroll passphrase                asks for it, twice
+  nemosctl keys rotate passphrase --secret-file new --unlock-file old
+                                                 the old one goes once the new one has opened a boot
+  nemosctl keys remove 0                         as of the demo key, when there is another
+  nemosctl keys forecast                         will the next boot open the overlay by itself?
+
+Exit status: 0 done; 1 refused; 2 wrong usage; 3 nemosd cannot be reached.
+`forecast` exits with 0 if the next boot needs nobody, 1 if somebody has to type something, 2 if nothing known opens it.")]
+pub struct Keys {
+    #[command(subcommand)]
+    pub command: Option<KeysCommand>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum KeysCommand {
+    /// List the key slots that are in use
+    List,
+    /// Add a key; it is there once it was seen to open the overlay's volume
+    Enroll(NewKey),
+    /// Add a key in place of the one of its provider, which goes once the new one has opened a boot
+    Rotate(NewKey),
+    /// Destroy the key in a slot; the last one that is known to open the volume stays
+    Remove {
+        /// Its number
+        slot: u32,
+        /// Do not ask, even if somebody has to be at the console of the next boot
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Say whether the next boot opens the overlay by itself, by which key, and why not by the others
+    Forecast,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct NewKey {
+    /// What it is: `recovery-key`, which the device makes, or `passphrase`
+    #[arg(value_parser = ["passphrase", "recovery-key"])]
+    pub provider: String,
+    /// Take the passphrase from this file instead of asking for it; `-` is standard input
+    #[arg(long, value_name = "FILE")]
+    pub secret_file: Option<PathBuf>,
+    /// A key that opens the volume now; not needed as long as the demo key does
+    #[arg(long, value_name = "FILE")]
+    pub unlock_file: Option<PathBuf>,
 }
 
 /// A number of bytes, with or without a unit.

@@ -20,6 +20,7 @@ mod certificate;
 mod health;
 mod integrity;
 mod job;
+mod keys;
 mod manifest;
 mod metrics;
 mod output;
@@ -112,6 +113,7 @@ async fn run(command: Command, output: Output) -> Result<u8, Failure> {
             reset::run(&connect().await?, arguments, output).await
         }
         Command::Integrity(arguments) => integrity::run(&connect().await?, arguments, output).await,
+        Command::Keys(arguments) => keys::run(&connect().await?, arguments, output).await,
         Command::Job(command) => job::run(&connect().await?, command, output).await,
     }
 }

@@ -4,6 +4,8 @@ use nemos_model::certificate::NoCertificate;
 use nemos_model::integrity::scrub::NotScrubbed;
 use nemos_model::integrity::volume::UnknownVolume;
 use nemos_model::job::InvalidJobId;
+use nemos_model::keys;
+use nemos_model::keys::slot::InvalidKeyslot;
 use nemos_model::reset::UnknownScope;
 use nemos_model::reset::keep::BadKeep;
 use nemos_model::state::NotTaken;
@@ -114,6 +116,27 @@ impl From<NoCertificate> for Error {
             NoCertificate::NotDone { .. } => ErrorKind::Failed,
         };
         Error::new(kind, refusal.to_string())
+    }
+}
+
+impl From<keys::Refused> for Error {
+    fn from(refusal: keys::Refused) -> Self {
+        use keys::Refused;
+        let kind = match refusal {
+            Refused::OfTheImage => ErrorKind::NotSupported,
+            Refused::NoneOf(_) | Refused::NotInUse(_) => ErrorKind::NotFound,
+            Refused::SeveralOf(_) => ErrorKind::InvalidArgument,
+            Refused::LastKey(_) => ErrorKind::LastKey,
+            Refused::Full => ErrorKind::NoSpace,
+            Refused::Unconfirmed(_) | Refused::Interrupted => ErrorKind::Busy,
+        };
+        Error::new(kind, refusal.to_string())
+    }
+}
+
+impl From<InvalidKeyslot> for Error {
+    fn from(error: InvalidKeyslot) -> Self {
+        Error::new(ErrorKind::NotFound, error.to_string())
     }
 }
 

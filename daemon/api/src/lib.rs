@@ -10,6 +10,7 @@ pub mod certificate;
 pub mod error;
 pub mod integrity;
 pub mod job;
+pub mod keys;
 pub mod manager;
 pub mod options;
 pub mod reset;
@@ -36,6 +37,14 @@ pub mod action {
     pub const INTEGRITY_FILES: &str = "org.nemos.device1.integrity.files";
     /// Begin or stop a scrub.
     pub const INTEGRITY_SCRUB: &str = "org.nemos.device1.integrity.scrub";
+    /// Add a key to the overlay's volume.
+    pub const KEYS_ENROLL: &str = "org.nemos.device1.keys.enroll";
+    /// Put a key in place of another.
+    pub const KEYS_ROTATE: &str = "org.nemos.device1.keys.rotate";
+    /// Remove a key.
+    pub const KEYS_REMOVE: &str = "org.nemos.device1.keys.remove";
+    /// Have the device make a recovery key, and see it.
+    pub const KEYS_RECOVERY: &str = "org.nemos.device1.keys.recovery";
     /// Take back a job that has not begun.
     pub const JOB_CANCEL: &str = "org.nemos.device1.job.cancel";
 }

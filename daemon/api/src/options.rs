@@ -2,8 +2,9 @@
 //! an option was heeded which an older device has never heard of.
 
 use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 
-use zbus::{OwnedVariant, Type};
+use zbus::{OwnedVariant, Type, Variant};
 
 use crate::{Error, ErrorKind};
 
@@ -28,6 +29,18 @@ impl Options {
             let message = format!("option `{name}` must be of type {}, not {given}", T::SIGNATURE);
             Error::new(ErrorKind::InvalidArgument, message)
         })
+    }
+
+    /// The file descriptor of that name; `None` if it was not given.
+    pub fn take_file_descriptor(&mut self, name: &str) -> Result<Option<OwnedFd>, Error> {
+        let Some(value) = self.0.remove(name) else { return Ok(None) };
+        match Variant::from(value) {
+            Variant::Fd(descriptor) => OwnedFd::try_from(descriptor).map(Some).map_err(Error::from),
+            other => {
+                let message = format!("option `{name}` must be of type h, not {}", other.value_signature());
+                Err(Error::new(ErrorKind::InvalidArgument, message))
+            }
+        }
     }
 
     /// Refuses what was not taken.

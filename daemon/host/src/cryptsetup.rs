@@ -30,6 +30,20 @@ impl CryptError {
     }
 }
 
+impl CryptError {
+    /// Whether no key slot opens with the key that was given, or there is none.
+    pub fn is_wrong_key(&self) -> bool {
+        let kinds = [io::ErrorKind::PermissionDenied, io::ErrorKind::NotFound];
+        matches!(&self.source, LibcryptErr::IOError(error) if kinds.contains(&error.kind()))
+    }
+
+    /// Something that libcryptsetup said and that cannot be.
+    pub(crate) fn strange(action: &'static str, device: &Path, error: &dyn std::error::Error) -> Self {
+        let source = LibcryptErr::Other(error.to_string());
+        CryptError { action, device: device.to_owned(), source, messages: Vec::new() }
+    }
+}
+
 fn words(messages: &[String]) -> String {
     if messages.is_empty() { String::new() } else { format!(" ({})", messages.join("; ")) }
 }

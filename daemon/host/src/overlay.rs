@@ -6,20 +6,20 @@ use std::os::raw::{c_int, c_void};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use libcryptsetup_rs::consts::flags::{CryptActivate, CryptDeactivate, CryptPbkdf, CryptVolumeKey, CryptWipe};
-use libcryptsetup_rs::consts::vals::{CryptKdf, CryptStatusInfo, CryptWipePattern, EncryptionFormat};
-use libcryptsetup_rs::{CryptDevice, CryptParamsLuks2, CryptParamsLuks2Ref, CryptPbkdfType, Either, LibcryptErr};
-use nemos_model::keys::{OVERLAY_CIPHER, OVERLAY_SECTOR_BYTES};
+use libcryptsetup_rs::consts::flags::{CryptActivate, CryptDeactivate, CryptVolumeKey, CryptWipe};
+use libcryptsetup_rs::consts::vals::{CryptStatusInfo, CryptWipePattern, EncryptionFormat};
+use libcryptsetup_rs::{CryptDevice, CryptParamsLuks2, CryptParamsLuks2Ref, Either, LibcryptErr};
+use nemos_model::keys::{KeyslotId, OVERLAY_CIPHER, OVERLAY_SECTOR_BYTES, Provider, Record};
 use nemos_model::overlay::{LUKS_MAPPING, OVERLAY_SOURCE};
 use thiserror::Error;
 use uuid::Uuid;
 
 use crate::command::CommandError;
 use crate::cryptsetup::{self, CryptError};
-use crate::keys::Secret;
+use crate::keys::{self, Secret};
 use crate::mkfs;
 use crate::mounts::{self, Mount, MountError};
-use crate::time::wait_for;
+use crate::time::{now, wait_for};
 
 /// Mapping that exists only while a new volume is written for the first time.
 const WIPE_MAPPING: &str = "nemos-wipe";
@@ -131,7 +131,7 @@ pub fn create_volume(
     let uuid = Uuid::new_v4();
     cryptsetup::with("make an encrypted volume on", partition, |device| {
         let parameters = CryptParamsLuks2 {
-            pbkdf: Some(key_file_pbkdf()),
+            pbkdf: Some(keys::pbkdf(Provider::DemoKey)),
             integrity: Some(OVERLAY_CIPHER.integrity.to_owned()),
             // Anything but None is refused with EINVAL for LUKS2.
             integrity_params: None,
@@ -145,24 +145,12 @@ pub fn create_volume(
         let cipher = (OVERLAY_CIPHER.name, OVERLAY_CIPHER.mode);
         let key = Either::Right(OVERLAY_CIPHER.volume_key_bytes);
         device.context_handle().format(EncryptionFormat::Luks2, cipher, Some(uuid), key, Some(&mut parameters))?;
-        device.keyslot_handle().add_by_key(None, None, secret.expose(), CryptVolumeKey::empty())?;
-        Ok(())
+        let slot = device.keyslot_handle().add_by_key(None, None, secret.expose(), CryptVolumeKey::empty())?;
+        let slot = KeyslotId::try_from(slot).map_err(|error| LibcryptErr::Other(error.to_string()))?;
+        keys::record(device, slot, Record { provider: Provider::DemoKey, created: now() })
     })?;
     write_every_sector(partition, secret, progress)?;
     Ok(uuid)
-}
-
-/// A key file is not guessed word by word: stretching it would cost time at every boot and protect nothing.
-pub(crate) fn key_file_pbkdf() -> CryptPbkdfType {
-    CryptPbkdfType {
-        type_: CryptKdf::Pbkdf2,
-        hash: Some("sha256".to_owned()),
-        time_ms: 0,
-        iterations: 1000,
-        max_memory_kb: 0,
-        parallel_threads: 0,
-        flags: CryptPbkdf::NO_BENCHMARK,
-    }
 }
 
 /// Without dm-integrity's journal, as cryptsetup does it: an interrupted first write is begun again anyway.
@@ -201,14 +189,15 @@ unsafe extern "C" fn report_progress(size: u64, offset: u64, progress: *mut c_vo
     0
 }
 
-/// Opens the volume as [`LUKS_MAPPING`], and returns its UUID.
-pub fn open(partition: &Path, secret: &Secret) -> Result<Uuid, CryptError> {
-    cryptsetup::with("open the encrypted volume on", partition, |device| {
+/// Opens the volume as [`LUKS_MAPPING`], and returns its UUID and the key slot that the secret opened.
+pub fn open(partition: &Path, secret: &Secret) -> Result<(Uuid, KeyslotId), CryptError> {
+    let (uuid, slot) = cryptsetup::with("open the encrypted volume on", partition, |device| {
         device.context_handle().load::<()>(Some(EncryptionFormat::Luks2), None)?;
         let flags = CryptActivate::empty();
-        device.activate_handle().activate_by_passphrase(Some(LUKS_MAPPING), None, secret.expose(), flags)?;
-        device.status_handle().get_uuid()
-    })
+        let slot = device.activate_handle().activate_by_passphrase(Some(LUKS_MAPPING), None, secret.expose(), flags)?;
+        Ok((device.status_handle().get_uuid()?, slot))
+    })?;
+    Ok((uuid, keys::keyslot(partition, slot)?))
 }
 
 /// Closes the volume, and what an interrupted first write left open. Nothing open is fine.
@@ -252,7 +241,7 @@ pub fn create_overlay(partition: &Path, secret: &Secret, scratch: &Path) -> Resu
 /// and returns its UUID. What is in it stays.
 pub fn take_over(partition: &Path, secret: &Secret, scratch: &Path) -> Result<Uuid, OverlayError> {
     close(partition)?;
-    let uuid = open(partition, secret)?;
+    let (uuid, _) = open(partition, secret)?;
     let prepared = prepare_file_system(scratch);
     close(partition)?;
     prepared.map(|()| uuid)

@@ -1,16 +1,20 @@
 //! Looks at the storage of the running system.
 
 use std::path::Path;
+use std::time::Duration;
 
 use devicemapper::{DM, DevId, DmName, DmOptions};
 use nemos_model::boot::REPORT_FILE;
 use nemos_model::integrity::{PRELOADED_MAPPING, VERITY_MAPPING};
+use nemos_model::keys::Slot;
 use nemos_model::overlay::{INTEGRITY_MAPPING, LUKS_MAPPING};
+use nemos_model::partitions::Partition;
 use nemos_model::stack::{Observed, SeenMapping};
 use tracing::debug;
 
 use crate::boot::read_report;
 use crate::integrity::verity;
+use crate::keys::slots;
 use crate::mounts::mounted;
 use crate::partitions::Disk;
 
@@ -20,12 +24,22 @@ pub fn observe() -> Observed {
         debug!(%error, "no boot report");
         None
     });
-    let partitions = report.as_ref().map(|report| Disk::named(&report.disk).partitions()).unwrap_or_default();
+    let disk = report.as_ref().map(|report| Disk::named(&report.disk));
+    let partitions = disk.as_ref().map(Disk::partitions).unwrap_or_default();
+    let keyslots = disk.as_ref().map(keyslots).unwrap_or_default();
     let mounts = mounted().unwrap_or_else(|error| {
         debug!(%error, "the mounts cannot be read");
         Vec::new()
     });
-    Observed { partitions, mappings: mappings(), mounts, report }
+    Observed { partitions, mappings: mappings(), mounts, report, keyslots }
+}
+
+fn keyslots(disk: &Disk) -> Vec<Slot> {
+    let Ok(partition) = disk.partition(Partition::Root, Duration::ZERO) else { return Vec::new() };
+    slots(&partition).unwrap_or_else(|error| {
+        debug!(%error, "no key slots");
+        Vec::new()
+    })
 }
 
 fn mappings() -> Vec<SeenMapping> {

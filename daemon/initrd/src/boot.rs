@@ -2,13 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nemos_host::boot::{ReportError, write_report};
 use nemos_host::fsck;
 use nemos_host::integrity::verity::{Verity, VerityError, read_through, signature};
+use nemos_host::keys::read_key_file;
 use nemos_host::mounts::{Mount, MountError, unmount};
 use nemos_host::partitions::{Disk, DiskError};
 use nemos_host::state::Store;
@@ -16,10 +18,11 @@ use nemos_model::boot::{BadCommandLine, BootReport, CommandLine, REPORT_FILE, RE
 use nemos_model::integrity::{
     PRELOADED_MAPPING, PRELOADED_SIGNATURE, Protection, ROOT_SIGNATURE, RootHash, VERITY_MAPPING,
 };
+use nemos_model::keys::{DEMO_KEY_COPY, DEMO_KEY_FILE};
 use nemos_model::overlay::LOWER_MOUNT;
 use nemos_model::partitions::Partition;
 use thiserror::Error;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::overlay::{self, Opened};
 use crate::reset::{self, Done, Place};
@@ -88,7 +91,7 @@ pub fn boot() -> Result<(), Refused> {
     for reason in &degraded {
         error!("degraded: {reason}");
     }
-    let Opened { mode, volume, volume_built, provider, headers, .. } = opened;
+    let Opened { mode, volume, volume_built, provider, keyslot, headers, .. } = opened;
     let disk = disk.device.to_string_lossy().into_owned();
     let repaired = mounts.repaired.into_iter().collect();
     let report = BootReport {
@@ -100,14 +103,28 @@ pub fn boot() -> Result<(), Refused> {
         volume,
         volume_built,
         provider,
+        keyslot,
         job: done.job,
         headers,
         repaired,
         degraded,
     };
     write_report(Path::new(REPORT_FILE), &report)?;
+    leave_demo_key();
     info!("the root is ready, its overlay is {mode}");
     Ok(())
+}
+
+/// The daemon can add a key only with one that is there, and everybody who has the image has this one.
+fn leave_demo_key() {
+    let left = read_key_file(Path::new(DEMO_KEY_FILE)).map(|key| {
+        let mut options = fs::File::options();
+        let created = options.write(true).create(true).truncate(true).mode(0o400).open(DEMO_KEY_COPY);
+        created.and_then(|mut file| file.write_all(key.expose()))
+    });
+    if let Ok(Err(error)) = left {
+        warn!("the demo key is not left for nemosd at {DEMO_KEY_COPY}: {error}");
+    }
 }
 
 /// Works on the state store while `p.lxstate` is mounted for it. A state that cannot be used means that nothing is

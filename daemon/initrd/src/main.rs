@@ -8,6 +8,7 @@
 mod boot;
 mod overlay;
 mod reset;
+mod unlock;
 
 use std::process::ExitCode;
 

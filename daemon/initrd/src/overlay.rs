@@ -4,17 +4,18 @@ use std::path::Path;
 use std::time::Duration;
 
 use nemos_host::integrity::scrub::header;
-use nemos_host::keys::read_key_file;
 use nemos_host::mounts::unmount;
 use nemos_host::overlay::{self as host, OverlayError};
 use nemos_host::partitions::Disk;
 use nemos_model::boot::{DamagedHeader, Reason};
-use nemos_model::keys::{DEMO_KEY_FILE, Provider};
+use nemos_model::keys::{KeyslotId, Provider};
 use nemos_model::overlay::{Mode, UPPER_MOUNT};
 use nemos_model::partitions::Partition;
 use nemos_model::state::Volume;
 use tracing::warn;
 use uuid::Uuid;
+
+use crate::unlock::{Unlocked, unlock};
 
 /// How long the partition may take to appear.
 const APPEAR: Duration = Duration::from_secs(10);
@@ -29,6 +30,8 @@ pub struct Opened {
     pub volume_built: bool,
     /// What opened it.
     pub provider: Option<Provider>,
+    /// The key slot that it was opened by.
+    pub keyslot: Option<KeyslotId>,
     /// Copies of its header that were damaged.
     pub headers: Vec<DamagedHeader>,
     /// Why it is not as it should be.
@@ -50,13 +53,14 @@ pub fn open(disk: &Disk, expected: Option<Volume>, lower: &Path, sysroot: &Path)
         Some(Volume::NeverProvisioned | Volume::Erased) => Reason::OverlayMissing,
         Some(Volume::Built) => Reason::OverlayNotTakenOver,
         _ => match open_volume(disk, expected, upper) {
-            Ok(volume) => match host::mount_overlay(lower, upper, sysroot) {
+            Ok((volume, unlocked)) => match host::mount_overlay(lower, upper, sysroot) {
                 Ok(()) => {
                     return Ok(Opened {
                         mode: Mode::Persistent,
                         volume: Some(volume),
                         volume_built: matches!(expected, Some(Volume::TakenOver { .. })),
-                        provider: Some(Provider::DemoKey),
+                        provider: Some(unlocked.provider),
+                        keyslot: Some(unlocked.slot),
                         headers: headers(),
                         degraded: None,
                     });
@@ -78,6 +82,7 @@ pub fn open(disk: &Disk, expected: Option<Volume>, lower: &Path, sysroot: &Path)
         volume: None,
         volume_built: false,
         provider: None,
+        keyslot: None,
         headers,
         degraded: Some(reason),
     })
@@ -92,19 +97,19 @@ fn damaged_headers(disk: &Disk) -> Vec<u64> {
     })
 }
 
-fn open_volume(disk: &Disk, expected: Option<Volume>, upper: &Path) -> Result<Uuid, String> {
+fn open_volume(disk: &Disk, expected: Option<Volume>, upper: &Path) -> Result<(Uuid, Unlocked), String> {
     let partition = disk.partition(Partition::Root, APPEAR).map_err(|error| error.to_string())?;
     let found = host::uuid(&partition).map_err(|error| error.to_string())?;
     if expected.is_some_and(|volume| !volume.is(found)) {
         return Err(format!("the volume on {} has UUID {found}: this device did not make it", partition.display()));
     }
-    let secret = read_key_file(Path::new(DEMO_KEY_FILE)).map_err(|error| error.to_string())?;
-    host::open(&partition, &secret).map_err(|error| error.to_string())?;
+    let unlocked = unlock(&partition)?;
+    host::open(&partition, &unlocked.secret).map_err(|error| error.to_string())?;
     host::mount_file_system(upper).map_err(|error| {
         leave(disk, upper);
         error.to_string()
     })?;
-    Ok(found)
+    Ok((found, unlocked))
 }
 
 /// Undoes what was opened, so that memory can take its place.

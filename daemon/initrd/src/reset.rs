@@ -1,6 +1,7 @@
 //! Carries out what the device was asked, or what its first boot needs.
 
 use std::path::Path;
+use std::time::Duration;
 
 use nemos_host::job::new_id;
 use nemos_host::keys::read_key_file;
@@ -12,11 +13,16 @@ use nemos_model::JobId;
 use nemos_model::boot::Reason;
 use nemos_model::job::Job;
 use nemos_model::keys::DEMO_KEY_FILE;
+use nemos_model::partitions::Partition;
 use nemos_model::reset::Step;
 use nemos_model::state::{AtBoot, DeviceState, NotTaken, Outcome, Volume};
 use thiserror::Error;
 use tracing::{info, warn};
 
+use crate::unlock::{Unlocked, unlock};
+
+/// How long the partition may take to appear.
+const APPEAR: Duration = Duration::from_secs(10);
 /// A folder to mount on while a file system is made.
 const SCRATCH: &str = "/run/nemos/scratch";
 
@@ -130,6 +136,11 @@ fn do_steps(
     Ok(None)
 }
 
+fn unlock_old(disk: &Disk) -> Result<Unlocked, String> {
+    let partition = disk.partition(Partition::Root, APPEAR).map_err(|error| error.to_string())?;
+    unlock(&partition)
+}
+
 fn one_step(step: Step, job: &Job, place: &Place<'_>) -> Result<Outcome, String> {
     let secret = read_key_file(Path::new(DEMO_KEY_FILE)).map_err(|error| error.to_string())?;
     let mut last_tenth = 0;
@@ -141,6 +152,9 @@ fn one_step(step: Step, job: &Job, place: &Place<'_>) -> Result<Outcome, String>
         }
     };
     let Place { disk, lower, state } = *place;
-    let work = Work { disk, secret: &secret, lower, state, scratch: Path::new(SCRATCH) };
+    // Only what is kept has to be read from the volume that there is; it may have other keys than the one that is made.
+    let unlocked = if step == Step::StageKept { Some(unlock_old(disk)?) } else { None };
+    let unlock = unlocked.as_ref().map_or(&secret, |unlocked| &unlocked.secret);
+    let work = Work { disk, unlock, secret: &secret, lower, state, scratch: Path::new(SCRATCH) };
     carry_out_step(step, job, &work, &mut progress).map_err(|error| error.to_string())
 }

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::integrity::protection::{InvalidProtection, PROTECTION_OPTION};
 use crate::integrity::{Protection, RootHash};
 use crate::job::JobId;
-use crate::keys::Provider;
+use crate::keys::{KeyslotId, Provider};
 use crate::overlay::Mode;
 use crate::partitions::Partition;
 use crate::reset::Step;
@@ -186,6 +186,8 @@ pub struct BootReport {
     pub volume_built: bool,
     /// What opened it.
     pub provider: Option<Provider>,
+    /// The key slot that it was opened by.
+    pub keyslot: Option<KeyslotId>,
     /// The job that this boot carried out, or tried to.
     pub job: Option<JobId>,
     /// Copies of the header of the overlay's volume that were damaged when it was opened.

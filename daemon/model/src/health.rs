@@ -6,7 +6,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::integrity::VERITY_MAPPING;
 use crate::job::{Job, JobState};
-use crate::keys::Provider;
 use crate::overlay::UPPER_MOUNT;
 use crate::partitions::Partition;
 use crate::stack::{LayerState, Observed, layers};
@@ -48,6 +47,8 @@ pub struct Finding {
     /// What, and what to do.
     pub message: String,
 }
+
+const DEMO_KEY: &str = "demo key in use: whoever has the image can open this device's overlay";
 
 /// Percent of a file system in use from which on somebody should make room, and from which on hardly anything fits.
 pub const NEARLY_FULL: u64 = 90;
@@ -98,8 +99,8 @@ pub fn findings(seen: &Observed, last: Result<Option<&Job>, &str>) -> Vec<Findin
         ))
     }));
     findings.extend(space(seen));
-    if seen.report.as_ref().is_some_and(|report| report.provider == Some(Provider::DemoKey)) {
-        findings.push(warning("demo key in use: whoever has the image can open this device's overlay".into()));
+    if seen.demo_key_opens() {
+        findings.push(warning(DEMO_KEY.into()));
     }
     if seen.report.as_ref().is_some_and(|report| report.volume_built) {
         findings.push(warning(
@@ -146,6 +147,7 @@ mod tests {
                 volume: None,
                 volume_built,
                 provider: None,
+                keyslot: None,
                 job: None,
                 headers: Vec::new(),
                 repaired: Vec::new(),

@@ -21,6 +21,7 @@ pub mod reset;
 pub mod stack;
 pub mod state;
 pub mod time;
+mod words;
 
 pub use job::JobId;
 pub use time::Timestamp;

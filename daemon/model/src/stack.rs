@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::boot::{BootReport, Reason};
 use crate::integrity::{PRELOADED_MAPPING, VERITY_MAPPING, VerityStatus, VerityTable};
+use crate::keys::{Provider, Slot};
 use crate::overlay::{INTEGRITY_MAPPING, LOWER_MOUNT, LUKS_MAPPING, Mode, OVERLAY_SOURCE, UPPER_MOUNT};
 use crate::partitions::Partition;
 
@@ -115,6 +116,8 @@ pub struct Observed {
     pub mounts: Vec<SeenMount>,
     /// What the initrd reported, if it left a report.
     pub report: Option<BootReport>,
+    /// Key slots of the overlay's volume that are in use; none if its header cannot be read.
+    pub keyslots: Vec<Slot>,
 }
 
 /// Draws the whole stack, from the root down; a layer that should be there and is not is drawn as failed.
@@ -144,6 +147,14 @@ pub fn layers(seen: &Observed) -> Vec<Layer> {
 }
 
 impl Observed {
+    /// Whether the demo key opens the overlay's volume: it is recorded, or it opened this boot and its slot is still there.
+    pub fn demo_key_opens(&self) -> bool {
+        let opened = self.report.as_ref().filter(|report| report.provider == Some(Provider::DemoKey));
+        let is_there = |id| self.keyslots.iter().any(|slot| Some(slot.id) == id);
+        let is_recorded = self.keyslots.iter().any(|slot| slot.provider() == Some(Provider::DemoKey));
+        is_recorded || opened.is_some_and(|report| self.keyslots.is_empty() || is_there(report.keyslot))
+    }
+
     /// Why this boot is degraded; empty if it is not.
     pub fn degraded(&self) -> Vec<String> {
         match &self.report {
@@ -327,6 +338,7 @@ mod tests {
                 mount("/var/lib/nemos", &device(Partition::State), "ext4"),
             ],
             report: None,
+            keyslots: Vec::new(),
         }
     }
 

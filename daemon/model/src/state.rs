@@ -8,6 +8,7 @@ use thiserror::Error;
 use uuid::Uuid;
 
 use crate::job::{Job, JobId, JobState, Kind, MAX_TEXT, Refused, Requester};
+use crate::keys::{self, Change, KeyslotId};
 use crate::reset::audit::{Audit, Survey};
 use crate::reset::{KeptPath, Scope, Step};
 use crate::time::Timestamp;
@@ -69,6 +70,9 @@ pub struct DeviceState {
     pub volume: Volume,
     /// Jobs, oldest first. At most one has not ended.
     jobs: Vec<Job>,
+    /// A change of the key slots that has not come to its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    key_change: Option<Change>,
 }
 
 /// Why a document cannot be used.
@@ -165,7 +169,7 @@ pub enum Outcome {
 impl DeviceState {
     /// The state that an image is shipped with.
     pub fn shipped() -> Self {
-        DeviceState { version: VERSION, volume: Volume::NeverProvisioned, jobs: Vec::new() }
+        DeviceState { version: VERSION, volume: Volume::NeverProvisioned, jobs: Vec::new(), key_change: None }
     }
 
     /// The state that an image is shipped with whose builder has formatted the overlay.
@@ -322,7 +326,10 @@ impl DeviceState {
             Outcome::Audited(audit) => job.audit = Some(audit),
             Outcome::Volume(uuid) if step == Some(Step::TakeOver) => self.volume = Volume::TakenOver { uuid },
             Outcome::Volume(uuid) => self.volume = Volume::Provisioned { uuid },
-            Outcome::Done if step == Some(Step::DestroyKeys) => self.volume = Volume::Erased,
+            Outcome::Done if step == Some(Step::DestroyKeys) => {
+                self.volume = Volume::Erased;
+                self.key_change = None;
+            }
             Outcome::Done => {}
         }
         Ok(())
@@ -331,6 +338,37 @@ impl DeviceState {
     /// Records that the next step of the running job failed.
     pub fn attempt_failed(&mut self, id: JobId, error: String, now: Timestamp) -> Result<(), NotTaken> {
         Ok(self.job_mut(id)?.attempt_failed(error, now)?)
+    }
+
+    /// The change of the key slots that has not come to its end.
+    pub const fn key_change(&self) -> Option<&Change> {
+        self.key_change.as_ref()
+    }
+
+    /// Begins a change of the key slots.
+    pub fn begin_key_change(&mut self, change: Change) -> Result<(), keys::Refused> {
+        self.key_change.as_ref().map_or(Ok(()), |old| old.gives_way_to(&change))?;
+        self.key_change = Some(change);
+        Ok(())
+    }
+
+    /// Records that the new slot opens the volume.
+    pub fn key_proven(&mut self) {
+        self.key_change = self.key_change.take().and_then(Change::proven);
+    }
+
+    /// Records which slot opened this boot, if that lets a change go on. True if it does.
+    pub fn key_confirmed(&mut self, opened_by: Option<KeyslotId>) -> bool {
+        let is_confirmed = self.key_change.as_ref().is_some_and(|change| change.is_confirmed_by(opened_by));
+        if is_confirmed {
+            self.key_change = self.key_change.take().map(Change::confirmed);
+        }
+        is_confirmed
+    }
+
+    /// Records that the change has come to its end, or was taken back.
+    pub fn key_change_ended(&mut self) {
+        self.key_change = None;
     }
 
     fn push(&mut self, job: Job) {

@@ -271,6 +271,11 @@ impl Desk {
         Ok(outcome)
     }
 
+    /// Notes something that whoever asks has decided.
+    pub async fn note(&self, work: &mut dyn FnMut(&mut DeviceState) -> Result<(), Error>) -> Result<(), Error> {
+        self.change(|state, _| work(state)).await
+    }
+
     async fn read(&self) -> Result<DeviceState, Error> {
         self.seen().await?.memory().map_err(|reason| forgetful(&reason))?;
         self.blocking(Device::read).await?.map_err(|error| not_stored(&error))

@@ -7,6 +7,7 @@ use nemos_model::JobId;
 use nemos_model::health::{Finding, Health, verdict};
 use nemos_model::integrity::{Event, Scrub};
 use nemos_model::job::{Job, Requester};
+use nemos_model::keys::KeyslotId;
 use tracing::{info, warn};
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
@@ -60,19 +61,25 @@ pub fn request(action: &str, caller: &Requester, outcome: Result<JobId, &Error>)
             "{action} granted to uid {} ({process}): job {job}",
             caller.uid
         ),
-        Err(error) => warn!(
-            message_id = REQUEST_REFUSED,
-            nemos_action = action,
-            nemos_outcome = "refused",
-            nemos_error = error.kind.name(),
-            nemos_caller_uid = caller.uid,
-            nemos_caller_user = user,
-            nemos_caller_process = process,
-            nemos_caller_label = label,
-            "{action} refused to uid {} ({process}): {error}",
-            caller.uid
-        ),
+        Err(error) => refused(action, caller, error),
     }
+}
+
+fn refused(action: &str, caller: &Requester, error: &Error) {
+    let [user, process, label] =
+        [&caller.user, &caller.process, &caller.label].map(|text| text.as_deref().unwrap_or_default());
+    warn!(
+        message_id = REQUEST_REFUSED,
+        nemos_action = action,
+        nemos_outcome = "refused",
+        nemos_error = error.kind.name(),
+        nemos_caller_uid = caller.uid,
+        nemos_caller_user = user,
+        nemos_caller_process = process,
+        nemos_caller_label = label,
+        "{action} refused to uid {} ({process}): {error}",
+        caller.uid
+    );
 }
 
 /// A caller that the bus could not name was refused.
@@ -131,6 +138,25 @@ pub fn health(findings: &[Finding]) {
     }
 }
 
+/// A request about keys, and how it ended; with the slot that it is about.
+pub fn keys_request(action: &str, caller: &Requester, outcome: Result<KeyslotId, &Error>) {
+    let [user, process] = [&caller.user, &caller.process].map(|text| text.as_deref().unwrap_or_default());
+    match outcome {
+        Ok(slot) => info!(
+            message_id = REQUEST_GRANTED,
+            nemos_action = action,
+            nemos_outcome = "granted",
+            nemos_keyslot = %slot,
+            nemos_caller_uid = caller.uid,
+            nemos_caller_user = user,
+            nemos_caller_process = process,
+            "{action} granted to uid {} ({process}): key slot {slot}",
+            caller.uid
+        ),
+        Err(error) => refused(action, caller, error),
+    }
+}
+
 /// A request about integrity, and how it ended.
 pub fn integrity_request(action: &str, caller: &Requester, outcome: Result<(), &Error>) {
     let [user, process] = [&caller.user, &caller.process].map(|text| text.as_deref().unwrap_or_default());
@@ -145,17 +171,7 @@ pub fn integrity_request(action: &str, caller: &Requester, outcome: Result<(), &
             "{action} granted to uid {} ({process})",
             caller.uid
         ),
-        Err(error) => warn!(
-            message_id = REQUEST_REFUSED,
-            nemos_action = action,
-            nemos_outcome = "refused",
-            nemos_error = error.kind.name(),
-            nemos_caller_uid = caller.uid,
-            nemos_caller_user = user,
-            nemos_caller_process = process,
-            "{action} refused to uid {} ({process}): {error}",
-            caller.uid
-        ),
+        Err(error) => refused(action, caller, error),
     }
 }
 

@@ -11,4 +11,5 @@ pub mod device;
 pub mod integrity;
 pub mod journal;
 mod journal_layer;
+pub mod keys;
 pub mod reboot;

@@ -15,6 +15,7 @@ use nemosd::desk::Desk;
 use nemosd::device::ThisDevice;
 use nemosd::integrity::storage::ThisStorage;
 use nemosd::integrity::{Integrity, listen, name_owners, scrub};
+use nemosd::keys::{self, Alone};
 use nemosd::{journal, reboot};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
@@ -47,6 +48,7 @@ async fn run() -> anyhow::Result<()> {
     let service = Arc::new(Service {
         desk: Desk::new(Arc::new(ThisDevice::default())),
         integrity: Arc::clone(&integrity),
+        keys: Alone::default(),
         gate: Box::new(SystemGate::new(asking.clone())),
         reboots,
     });
@@ -60,6 +62,8 @@ async fn run() -> anyhow::Result<()> {
     notify(&[NotifyState::Ready]);
     listen::begin(Arc::clone(&integrity));
     scrub::resume(&integrity);
+    let of_the_keys = Arc::clone(&service);
+    tokio::spawn(async move { keys::settle(&of_the_keys).await });
     tokio::spawn(name_owners(Arc::clone(&integrity)));
     if let Ok(Some(job)) = service.desk.carried_out().await {
         journal::carried_out(&job);

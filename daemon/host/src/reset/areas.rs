@@ -62,7 +62,7 @@ impl Areas {
 
     fn open_overlay(&mut self, work: &Work<'_>, partition: PathBuf, place: &Path) -> Result<(), AreaError> {
         overlay::close(&partition)?;
-        overlay::open(&partition, work.secret)?;
+        overlay::open(&partition, work.unlock)?;
         self.volume = Some(partition);
         let upper = self.folder.join("volume");
         overlay::mount_file_system(&upper)?;

@@ -13,7 +13,7 @@ use nemos_model::state::Outcome;
 use thiserror::Error;
 
 use crate::command::CommandError;
-use crate::keys::Secret;
+use crate::keys::{BACKUP, Secret, destroy_backup};
 use crate::mkfs;
 use crate::overlay::{self, OverlayError};
 use crate::partitions::{Disk, DiskError};
@@ -61,6 +61,14 @@ pub enum StepError {
         /// Why not.
         source: io::Error,
     },
+    /// A copy of the old header cannot be destroyed.
+    #[error("cannot destroy the copy of the header {}: {source}", path.display())]
+    Copy {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
     /// Something is left.
     #[error("something of the old is left: {0}")]
     Left(Audit),
@@ -70,7 +78,9 @@ pub enum StepError {
 pub struct Work<'a> {
     /// The disk.
     pub disk: &'a Disk,
-    /// What opens the overlay's volume.
+    /// What opens the overlay's volume that there is.
+    pub unlock: &'a Secret,
+    /// What opens one that is made.
     pub secret: &'a Secret,
     /// Where the read-only root is mounted.
     pub lower: &'a Path,
@@ -94,7 +104,11 @@ pub fn carry_out(
     match step {
         Step::Survey => return Ok(Outcome::Surveyed(survey::survey(work.disk))),
         Step::StageKept => stage::fill(work, &job.keep)?,
-        Step::DestroyKeys => overlay::destroy_keys(&place(Partition::Root)?)?,
+        Step::DestroyKeys => {
+            let no_copy = destroy_backup(work.state);
+            no_copy.map_err(|source| StepError::Copy { path: work.state.join(BACKUP), source })?;
+            overlay::destroy_keys(&place(Partition::Root)?)?;
+        }
         Step::CreateVolume => {
             let partition = place(Partition::Root)?;
             let volume = overlay::create_volume(&partition, secret, progress)?;

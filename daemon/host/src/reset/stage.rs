@@ -1,5 +1,5 @@
 //! Where kept data waits while its place is erased: an encrypted file on `p.lxstate`, that the same secret opens as the
-//! overlay's volume.
+//! volume that is made.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use libcryptsetup_rs::consts::flags::{CryptActivate, CryptVolumeKey};
 use libcryptsetup_rs::consts::vals::{EncryptionFormat, KeyslotsSize, MetadataSize};
 use libcryptsetup_rs::{CryptParamsLuks2, CryptParamsLuks2Ref, Either};
+use nemos_model::keys::Provider;
 use nemos_model::partitions::Partition;
 use nemos_model::reset::KeptPath;
 use nemos_model::reset::keep::{Room, STAGE_FILE, Usage};
@@ -21,10 +22,10 @@ use super::copy::{CopyError, copy};
 use super::keep::{KeepError, free, measure};
 use crate::command::CommandError;
 use crate::cryptsetup::{self, CryptError};
-use crate::keys::Secret;
+use crate::keys::{Secret, pbkdf};
 use crate::mkfs;
 use crate::mounts::{Mount, MountError, unmount};
-use crate::overlay::{deactivate, is_open, key_file_pbkdf};
+use crate::overlay::{deactivate, is_open};
 
 /// Mapping of the open file.
 const MAPPING: &str = "nemos-kept";
@@ -178,7 +179,7 @@ fn sync_folder(folder: &Path) -> Result<(), StageError> {
 fn format(path: &Path, secret: &Secret) -> Result<(), CryptError> {
     cryptsetup::with("make an encrypted volume in", path, |device| {
         let parameters = CryptParamsLuks2 {
-            pbkdf: Some(key_file_pbkdf()),
+            pbkdf: Some(pbkdf(Provider::DemoKey)),
             integrity: None,
             integrity_params: None,
             data_alignment: 0,

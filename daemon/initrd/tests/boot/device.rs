@@ -262,6 +262,9 @@ fn run_initrd(words: &str) -> (bool, String) {
     (initrd.wait().unwrap().success(), said)
 }
 
+/// Where nemos-initrd finds what whoever starts the device gives it.
+pub const CREDENTIALS: &str = "/run/credentials-given";
+
 /// Starts nemos-initrd, which says to its standard error what it does.
 fn start() -> Child {
     let mut command = Command::new(PROGRAM);
@@ -269,6 +272,7 @@ fn start() -> Child {
     command.envs([("TEST_DIR", "/"), ("TEST_DEV", "/"), ("QA_CHECK_FS", "1")]);
     // Memory that was freed is used again: a page that is touched for the first time takes long in User-Mode Linux.
     command.env("GLIBC_TUNABLES", "glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=4294967296");
+    command.env("CREDENTIALS_DIRECTORY", CREDENTIALS);
     command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     command.spawn().unwrap()
 }
@@ -278,6 +282,7 @@ fn start() -> Child {
 fn power_off() {
     leave_nothing_open(&["/sysroot", "/run/nemos"]);
     let _ = fs::remove_file(REPORT_FILE);
+    let _ = fs::remove_dir_all(CREDENTIALS);
 }
 
 /// A path on the running device.

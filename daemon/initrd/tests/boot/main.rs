@@ -5,6 +5,7 @@
 #![allow(clippy::unused_self, reason = "there is one device at a time, and it is the subject of every sentence")]
 
 mod device;
+mod keys;
 mod reset;
 mod take_over;
 
@@ -52,6 +53,8 @@ fn main() -> ExitCode {
         take_over::a_reset_makes_a_volume_of_the_devices_own,
         take_over::a_first_boot_that_is_killed_takes_it_over_all_the_same,
         take_over::a_volume_that_does_not_open_is_left_alone,
+        keys::a_recovery_key_opens_a_device_that_has_no_other_way,
+        keys::a_reset_keeps_what_a_recovery_key_opens_and_brings_the_demo_key_back,
     ])
 }
 

@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 use crate::Timestamp;
 use crate::integrity::Volume;
 use crate::integrity::kernel_log::BLOCK;
-use crate::integrity::words::words;
+use crate::words::words;
 
-pub use crate::integrity::words::UnknownWord;
+pub use crate::words::UnknownWord;
 
 words! {
     /// How bad, worst last.

@@ -13,7 +13,6 @@ pub mod status;
 pub mod uevent;
 pub mod verity;
 pub mod volume;
-mod words;
 
 pub use event::{Event, Sighting};
 pub use protection::Protection;

@@ -17,7 +17,7 @@ use thiserror::Error;
 use crate::Timestamp;
 use crate::integrity::Volume;
 use crate::integrity::event::Area;
-use crate::integrity::words::words;
+use crate::words::words;
 
 words! {
     /// How a scrub stands.

@@ -5,10 +5,10 @@ use crate::boot::{BootReport, DamagedHeader};
 use crate::health::{Finding, Health};
 use crate::integrity::event::{Area, Event, Finder, Kind, Place, Sighting, Source};
 use crate::integrity::scrub::{SCRUBBED, Scrub, ScrubState};
-use crate::integrity::words::words;
 use crate::integrity::{VerityStatus, Volume};
 use crate::keys::OVERLAY_CIPHER;
 use crate::stack::{LayerState, Observed, layers};
+use crate::words::words;
 
 /// How old the last complete scrub may be, in seconds: the timer's week, four times.
 pub const SCRUB_AGE: u64 = 4 * 7 * 24 * 3600;

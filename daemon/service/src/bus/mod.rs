@@ -12,10 +12,12 @@ use zbus::fdo::ObjectManager;
 use crate::authorization::Gate;
 use crate::desk::Desk;
 use crate::integrity::Integrity;
+use crate::keys::Alone;
 
 pub mod announce;
 pub mod integrity;
 pub mod job;
+pub mod keys;
 pub mod manager;
 pub mod reset;
 
@@ -25,6 +27,8 @@ pub struct Service {
     pub desk: Desk,
     /// Who watches.
     pub integrity: Arc<Integrity>,
+    /// Held by who changes the keys.
+    pub keys: Alone,
     /// Who may ask.
     pub gate: Box<dyn Gate>,
     /// Jobs that the device is to reboot for.
@@ -57,5 +61,6 @@ pub fn serve<'a>(connection: Builder<'a>, service: &Arc<Service>) -> Builder<'a>
         .serve_at(PATH, ObjectManager)
         .serve_at(PATH, manager::Manager::new(Arc::clone(service)))
         .serve_at(PATH, reset::Reset::new(Arc::clone(service)))
+        .serve_at(PATH, keys::Keys::new(Arc::clone(service)))
         .serve_at(PATH, integrity::Integrity::new(Arc::clone(service)))
 }

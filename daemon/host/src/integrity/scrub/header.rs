@@ -8,12 +8,15 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 const MAGIC_FIRST: [u8; 6] = *b"LUKS\xba\xbe";
 const MAGIC_SECOND: [u8; 6] = *b"SKUL\xba\xbe";
 /// Bytes of a header that can be: 16 KiB, doubled up to 4 MiB. That is also where the second one can be.
 const SIZES: [u64; 9] = [16 << 10, 32 << 10, 64 << 10, 128 << 10, 256 << 10, 512 << 10, 1 << 20, 2 << 20, 4 << 20];
+/// Bytes before the JSON area.
+const BINARY_HEADER: usize = 4096;
 const CHECKSUM: std::ops::Range<usize> = 448..512;
 
 /// Where the copies begin that are damaged, in bytes; none on a sound volume.
@@ -32,8 +35,26 @@ pub fn damaged(partition: &Path) -> io::Result<Vec<u64>> {
     Ok(copies.into_iter().filter(|(_, sound)| !sound).map(|(at, _)| at).collect())
 }
 
+/// What the first sound copy says of key slots, tokens and segments; `None` if both are damaged. Nothing is repaired by that.
+pub fn metadata(partition: &Path) -> io::Result<Option<Value>> {
+    let file = File::open(partition)?;
+    let places = [(0, MAGIC_FIRST)].into_iter().chain(SIZES.map(|at| (at, MAGIC_SECOND)));
+    for (at, magic) in places {
+        if let Some(header) = sound_header(&file, at, magic)? {
+            let json = header[BINARY_HEADER..].split(|byte| *byte == 0).next().unwrap_or_default();
+            return serde_json::from_slice(json).map(Some).map_err(io::Error::from);
+        }
+    }
+    Ok(None)
+}
+
 /// The size of the header at a place, if it is one and its checksum is right.
 fn size_of_sound_header(file: &File, at: u64, magic: [u8; 6]) -> io::Result<Option<u64>> {
+    Ok(sound_header(file, at, magic)?.map(|header| header.len() as u64))
+}
+
+/// The header at a place, without its checksum, if it is one and the checksum is right.
+fn sound_header(file: &File, at: u64, magic: [u8; 6]) -> io::Result<Option<Vec<u8>>> {
     let mut head = [0; 512];
     match file.read_exact_at(&mut head, at) {
         Err(error) if matches!(error.kind(), io::ErrorKind::UnexpectedEof) => return Ok(None),
@@ -47,7 +68,7 @@ fn size_of_sound_header(file: &File, at: u64, magic: [u8; 6]) -> io::Result<Opti
     file.read_exact_at(&mut bytes, at)?;
     bytes[CHECKSUM].fill(0);
     let stored = &head[CHECKSUM][..32];
-    Ok((Sha256::digest(&bytes)[..] == *stored).then_some(size))
+    Ok((Sha256::digest(&bytes)[..] == *stored).then_some(bytes))
 }
 
 #[cfg(test)]

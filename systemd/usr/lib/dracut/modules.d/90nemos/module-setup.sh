@@ -11,7 +11,7 @@ check() {
 }
 
 depends() {
-    echo systemd-initrd
+    echo systemd-initrd systemd-ask-password
 }
 
 installkernel() {

@@ -1,4 +1,4 @@
-//! Words that are stored in the ledger and sent over the bus.
+//! Words that are stored and sent over the bus.
 
 use thiserror::Error;
 
@@ -35,11 +35,11 @@ macro_rules! words {
         }
 
         impl std::str::FromStr for $name {
-            type Err = $crate::integrity::words::UnknownWord;
+            type Err = $crate::words::UnknownWord;
 
             fn from_str(word: &str) -> Result<Self, Self::Err> {
                 let known = $name::ALL.iter().copied().find(|known| known.name() == word);
-                known.ok_or_else(|| $crate::integrity::words::UnknownWord(word.chars().take(80).collect()))
+                known.ok_or_else(|| $crate::words::UnknownWord(word.chars().take(80).collect()))
             }
         }
     };

@@ -1,0 +1,243 @@
+//! `nemosctl keys`: the ways into the overlay's volume.
+
+use std::fs;
+use std::io::{self, BufRead as _, IsTerminal as _, Read as _, Write as _};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use nemos_api::keys::{ForecastRecord, KeyOptions, KeysProxy, SlotRecord, WayRecord};
+use nemos_model::health::Health;
+use nemos_model::keys::Provider;
+use nemos_model::keys::forecast::Outlook;
+use serde::Serialize;
+use zbus::proxy::CacheProperties;
+use zbus::{Connection, Fd};
+use zeroize::Zeroizing;
+
+use crate::arguments::{Keys as Arguments, KeysCommand as Command, NewKey};
+use crate::output::{Output, print};
+use crate::style::Style;
+use crate::{Failure, table, text};
+
+/// Most bytes that go into a pipe at once.
+const MAX_SECRET: u64 = 64 << 10;
+
+/// A key slot; null where it is not known. This is also its shape in `--json`; keys are added, never changed.
+#[derive(Debug, Serialize)]
+struct Key {
+    slot: u32,
+    provider: String,
+    /// `in-use`, `unconfirmed`, `superseded`, `interrupted`.
+    state: String,
+    /// ISO 8601 in UTC.
+    created: Option<String>,
+    opened_boot: bool,
+}
+
+/// What the next boot will be like, as in `--json`.
+#[derive(Debug, Serialize)]
+struct Forecast {
+    /// `by-itself`, `needs-somebody`, `locked-out`.
+    outlook: String,
+    ways: Vec<Way>,
+}
+
+/// A way in.
+#[derive(Debug, Serialize)]
+struct Way {
+    slot: u32,
+    provider: String,
+    outlook: String,
+    why: String,
+}
+
+/// What came of adding a key, as in `--json`.
+#[derive(Debug, Serialize)]
+struct Added {
+    /// `null` for a recovery key.
+    slot: Option<u32>,
+    /// The recovery key; it is shown this once.
+    recovery_key: Option<Zeroizing<String>>,
+    #[serde(skip)]
+    waits: bool,
+}
+
+/// Carries out a command about keys.
+pub async fn run(connection: &Connection, arguments: Arguments, output: Output) -> Result<u8, Failure> {
+    // What this very command changes has to be asked for each time.
+    let proxy = KeysProxy::builder(connection).cache_properties(CacheProperties::No).build().await?;
+    match arguments.command.unwrap_or(Command::List) {
+        Command::List => {
+            let slots: Vec<Key> = proxy.slots().await?.into_iter().map(Key::from).collect();
+            output.show(&slots, |slots| render(slots))?;
+            Ok(0)
+        }
+        Command::Enroll(new) => add(&proxy, &new, false, output).await,
+        Command::Rotate(new) => add(&proxy, &new, true, output).await,
+        Command::Remove { slot, yes } => remove(&proxy, slot, yes, output).await,
+        Command::Forecast => {
+            let forecast = Forecast::from(proxy.forecast().await?);
+            output.show(&forecast, |forecast| forecast.render(output.style))?;
+            Ok(forecast.exit_code())
+        }
+    }
+}
+
+async fn add(proxy: &KeysProxy<'_>, new: &NewKey, rotates: bool, output: Output) -> Result<u8, Failure> {
+    let unlock = new.unlock_file.as_deref().map(secret_in).transpose()?.map(|secret| send(&secret)).transpose()?;
+    let unlock = unlock.as_ref().map(Fd::from);
+    let added = if new.provider == Provider::RecoveryKey.name() {
+        let options = KeyOptions { unlock, rotate: Some(rotates) };
+        let mut key = Zeroizing::new(String::with_capacity(128));
+        fs::File::from(OwnedFd::from(proxy.create_recovery_key(options).await?)).read_to_string(&mut key)?;
+        Added { slot: None, recovery_key: Some(key), waits: rotates }
+    } else {
+        let secret = match &new.secret_file {
+            Some(file) => typeable(secret_in(file)?),
+            None => typed()?,
+        };
+        let (options, secret) = (KeyOptions { unlock, rotate: None }, send(&secret)?);
+        let call = if rotates {
+            proxy.rotate(&new.provider, options, (&secret).into()).await
+        } else {
+            proxy.enroll(&new.provider, options, (&secret).into()).await
+        };
+        Added { slot: Some(call?), recovery_key: None, waits: rotates }
+    };
+    output.show(&added, Added::render)?;
+    Ok(0)
+}
+
+/// Says what it means for the next boot, and asks, if it means something.
+async fn remove(proxy: &KeysProxy<'_>, slot: u32, yes: bool, output: Output) -> Result<u8, Failure> {
+    let mut after = Forecast::from(proxy.forecast().await?);
+    after.ways.retain(|way| way.slot != slot);
+    after.best().name().clone_into(&mut after.outlook);
+    if !yes && after.exit_code() != 0 {
+        let can_ask = !output.json && io::stdin().is_terminal() && io::stdout().is_terminal();
+        let warning = "without this key, the next boot waits at its console for a passphrase or recovery key";
+        if !can_ask {
+            return Err(Failure::Usage(format!("{warning}; say --yes if that is meant")));
+        }
+        print(&format!("{warning}.\nRemove it? [y/N] "))?;
+        let mut answer = String::new();
+        io::stdin().lock().read_line(&mut answer)?;
+        if !matches!(answer.trim(), "y" | "Y" | "yes") {
+            return Err(Failure::Declined);
+        }
+    }
+    proxy.remove(slot).await?;
+    output.show(&after, |_| format!("the key in slot {slot} is destroyed\n"))?;
+    Ok(0)
+}
+
+/// What is in a file, or comes through standard input.
+fn secret_in(file: &Path) -> Result<Zeroizing<Vec<u8>>, Failure> {
+    let unusable = |error: &dyn std::fmt::Display| Failure::Usage(format!("{}: {error}", file.display()));
+    let mut secret = Zeroizing::new(Vec::with_capacity(65_536));
+    let read = if file == Path::new("-") {
+        io::stdin().lock().take(MAX_SECRET + 1).read_to_end(&mut secret)
+    } else {
+        fs::File::open(file).and_then(|opened| opened.take(MAX_SECRET + 1).read_to_end(&mut secret))
+    };
+    match read.map_err(|error| unusable(&error))? as u64 {
+        1..=MAX_SECRET => Ok(secret),
+        _ => Err(unusable(&"a secret has 1 to 65536 bytes")),
+    }
+}
+
+/// An editor ends a file with a newline; nobody can type one.
+fn typeable(mut secret: Zeroizing<Vec<u8>>) -> Zeroizing<Vec<u8>> {
+    if secret.last() == Some(&b'\n') {
+        secret.pop();
+    }
+    secret
+}
+
+fn typed() -> Result<Zeroizing<Vec<u8>>, Failure> {
+    let nobody =
+        |error| Failure::Usage(format!("nobody can be asked for the passphrase ({error}); give it with --secret-file"));
+    let ask = |question| rpassword::prompt_password(question).map(Zeroizing::new).map_err(nobody);
+    let (first, again) = (ask("New passphrase: ")?, ask("Again: ")?);
+    if *first == *again {
+        Ok(Zeroizing::new(first.as_bytes().to_vec()))
+    } else {
+        Err(Failure::Usage("that was not the same twice; nothing was changed".into()))
+    }
+}
+
+/// A pipe with the secret in it.
+fn send(secret: &[u8]) -> io::Result<OwnedFd> {
+    let (reader, mut writer) = io::pipe()?;
+    writer.write_all(secret)?;
+    Ok(reader.into())
+}
+
+fn render(slots: &[Key]) -> String {
+    let head = ["SLOT", "PROVIDER", "STATE", "CREATED", "OPENED THIS BOOT"].map(str::to_owned);
+    let row = |slot: &Key| {
+        let created = slot.created.clone().unwrap_or_else(|| "-".into());
+        let opened = if slot.opened_boot { "yes" } else { "-" };
+        [slot.slot.to_string(), slot.provider.clone(), slot.state.clone(), created, opened.into()]
+    };
+    table::columns(&std::iter::once(head).chain(slots.iter().map(row)).collect::<Vec<_>>())
+}
+
+impl From<SlotRecord> for Key {
+    fn from(record: SlotRecord) -> Self {
+        let SlotRecord { slot, provider, created, state, opened_boot } = record;
+        Key { slot, provider, state, created: created.and_then(text::time), opened_boot }
+    }
+}
+
+impl From<(String, ForecastRecord)> for Forecast {
+    fn from((outlook, record): (String, ForecastRecord)) -> Self {
+        let way = |way: WayRecord| {
+            let WayRecord { slot, provider, outlook, why } = way;
+            Way { slot, provider, outlook, why }
+        };
+        Forecast { outlook, ways: record.ways.into_iter().map(way).collect() }
+    }
+}
+
+impl Forecast {
+    /// As the best of the ways.
+    fn best(&self) -> Outlook {
+        let has = |outlook: &Outlook| self.ways.iter().any(|way| way.outlook == outlook.name());
+        Outlook::ALL.iter().copied().find(has).unwrap_or(Outlook::LockedOut)
+    }
+
+    fn exit_code(&self) -> u8 {
+        match self.outlook.parse() {
+            Ok(Outlook::ByItself) => 0,
+            Ok(Outlook::NeedsSomebody) => 1,
+            Ok(Outlook::LockedOut) | Err(_) => 2,
+        }
+    }
+
+    fn render(&self, style: Style) -> String {
+        let (health, words) = match self.exit_code() {
+            0 => (Health::Ok, "the next boot opens the overlay by itself"),
+            1 => (Health::Warning, "the next boot waits at its console for a passphrase or recovery key"),
+            _ => (Health::Critical, "nothing that is known opens the overlay at the next boot"),
+        };
+        let row =
+            |way: &Way| [format!("  slot {}", way.slot), way.provider.clone(), way.outlook.clone(), way.why.clone()];
+        let ways = table::columns(&self.ways.iter().map(row).collect::<Vec<_>>());
+        format!("{}\n{ways}", style.health(health, words))
+    }
+}
+
+impl Added {
+    fn render(&self) -> String {
+        let waits = if self.waits { "the old one goes once the new one has opened a boot\n" } else { "" };
+        match (&self.recovery_key, self.slot) {
+            (Some(key), _) => {
+                format!("{}\n\nwrite it down: it is shown this once, and opens this device\n{waits}", **key)
+            }
+            (None, slot) => {
+                format!("the key is in slot {}, and was seen to open the volume\n{waits}", slot.unwrap_or_default())
+            }
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! Keys: the ways into the overlay's volume. Secrets travel through file descriptors, never in messages.
+
+use std::os::fd::OwnedFd;
+
+use nemos_model::keys::forecast::{Forecast, Way};
+use nemos_model::keys::{Change, KeyslotId, Next, Origin, Slot};
+use zbus::{DeserializeDict, Fd, SerializeDict, Type, proxy};
+
+use crate::options::{Dictionary, Options};
+use crate::{CallError, Error};
+
+/// The Keys interface.
+#[proxy(
+    interface = "org.nemos.Device1.Keys",
+    default_service = "org.nemos.Device1",
+    default_path = "/org/nemos/Device1"
+)]
+pub trait Keys {
+    /// The key slots that are in use.
+    #[zbus(property(emits_changed_signal = "invalidates"))]
+    fn slots(&self) -> Result<Vec<SlotRecord>, CallError>;
+
+    /// Whether the demo key, which everybody has who has the image, opens the volume.
+    #[zbus(property(emits_changed_signal = "invalidates"))]
+    fn demo_key(&self) -> Result<bool, CallError>;
+
+    /// Adds a key, and returns its slot once it was seen to open the volume.
+    #[zbus(allow_interactive_auth)]
+    fn enroll(&self, provider: &str, options: KeyOptions<'_>, secret: Fd<'_>) -> Result<u32, CallError>;
+
+    /// Adds a key in place of the one of that provider, which goes once a boot was opened by the new one.
+    #[zbus(allow_interactive_auth)]
+    fn rotate(&self, provider: &str, options: KeyOptions<'_>, secret: Fd<'_>) -> Result<u32, CallError>;
+
+    /// Adds a recovery key that the device makes, and gives it out this once.
+    #[zbus(allow_interactive_auth)]
+    fn create_recovery_key(&self, options: KeyOptions<'_>) -> Result<zbus::OwnedFd, CallError>;
+
+    /// Removes the key in a slot.
+    #[zbus(allow_interactive_auth)]
+    fn remove(&self, slot: u32) -> Result<(), CallError>;
+
+    /// Whether the next boot opens the volume by itself.
+    fn forecast(&self) -> Result<(String, ForecastRecord), CallError>;
+}
+
+/// Options of what adds a key.
+#[derive(Debug, Default, SerializeDict, Type)]
+#[zbus(signature = "a{sv}")]
+pub struct KeyOptions<'a> {
+    /// A key that opens the volume now; not needed as long as the demo key does.
+    pub unlock: Option<Fd<'a>>,
+    /// For a recovery key: in place of the one that there is.
+    pub rotate: Option<bool>,
+}
+
+/// [`KeyOptions`] as a caller sent them.
+#[derive(Debug, Default)]
+pub struct TakenKeyOptions {
+    /// See [`KeyOptions::unlock`].
+    pub unlock: Option<OwnedFd>,
+    /// See [`KeyOptions::rotate`].
+    pub rotate: bool,
+}
+
+impl TakenKeyOptions {
+    /// Reads what a caller sent; `rotates` says whether it may ask for a rotation.
+    pub fn parse(dictionary: Dictionary, rotates: bool) -> Result<Self, Error> {
+        let mut options = Options::new(dictionary);
+        let unlock = options.take_file_descriptor("unlock")?;
+        let rotate = if rotates { options.take("rotate")? } else { None };
+        options.finish()?;
+        Ok(TakenKeyOptions { unlock, rotate: rotate.unwrap_or_default() })
+    }
+}
+
+/// A key slot on the wire.
+#[derive(Debug, Clone, PartialEq, Eq, SerializeDict, DeserializeDict, Type)]
+#[zbus(signature = "a{sv}", rename_all = "kebab-case")]
+pub struct SlotRecord {
+    /// Its number.
+    pub slot: u32,
+    /// What opens it: `demo-key`, `passphrase`, `recovery-key`, another program's token, or `unknown`.
+    pub provider: String,
+    /// When it was made, if this device made it.
+    pub created: Option<u64>,
+    /// `in-use`, `unconfirmed`, `superseded`, `interrupted`.
+    pub state: String,
+    /// Whether it opened the volume at this boot.
+    pub opened_boot: bool,
+}
+
+impl SlotRecord {
+    /// A key slot, with the change that may be about it and the slot that opened this boot.
+    pub fn new(slot: &Slot, change: Option<&Change>, opened_by: Option<KeyslotId>) -> Self {
+        let record = match &slot.origin {
+            Origin::Recorded(record) => Some(record),
+            Origin::Foreign(_) | Origin::Unrecorded => None,
+        };
+        let provider = match &slot.origin {
+            Origin::Recorded(record) => record.provider.name().to_owned(),
+            Origin::Foreign(kind) => kind.clone(),
+            Origin::Unrecorded => "unknown".to_owned(),
+        };
+        let state = match change {
+            Some(change) if change.next() == Next::Destroy(slot.id) => "interrupted",
+            Some(change) if change.new_slot() == Some(slot.id) => "unconfirmed",
+            Some(change) if change.old_slot() == Some(slot.id) => "superseded",
+            _ => "in-use",
+        };
+        SlotRecord {
+            slot: slot.id.into(),
+            provider,
+            created: record.map(|record| record.created.0),
+            state: state.to_owned(),
+            opened_boot: opened_by == Some(slot.id),
+        }
+    }
+}
+
+/// What the next boot will be like, on the wire.
+#[derive(Debug, Clone, PartialEq, Eq, SerializeDict, DeserializeDict, Type)]
+#[zbus(signature = "a{sv}", rename_all = "kebab-case")]
+pub struct ForecastRecord {
+    /// Each key slot.
+    pub ways: Vec<WayRecord>,
+}
+
+/// A way in, on the wire.
+#[derive(Debug, Clone, PartialEq, Eq, SerializeDict, DeserializeDict, Type)]
+#[zbus(signature = "a{sv}", rename_all = "kebab-case")]
+pub struct WayRecord {
+    /// The key slot.
+    pub slot: u32,
+    /// What opens it.
+    pub provider: String,
+    /// `by-itself`, `needs-somebody`, `locked-out`.
+    pub outlook: String,
+    /// Why.
+    pub why: String,
+}
+
+impl From<&Forecast> for ForecastRecord {
+    fn from(forecast: &Forecast) -> Self {
+        let way = |way: &Way| WayRecord {
+            slot: way.slot.into(),
+            provider: way.provider.clone(),
+            outlook: way.outlook.name().to_owned(),
+            why: way.why.clone(),
+        };
+        ForecastRecord { ways: forecast.ways.iter().map(way).collect() }
+    }
+}

@@ -1,0 +1,190 @@
+//! Carries out a change of the key slots: each step is written down before it is taken.
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use nemos_model::keys::{Change, KeyslotId, Next, Provider, Refused};
+use nemos_model::state::DeviceState;
+use thiserror::Error;
+use tracing::{info, warn};
+
+use crate::cryptsetup::CryptError;
+use crate::keys::{Secret, header};
+use crate::state::StateError;
+
+/// Name of the copy of the header that there is while a slot is added, in the state folder. It opens with the keys of its time,
+/// so it must not outlive them.
+pub const BACKUP: &str = "luks-header.backup";
+
+/// A change that came to nothing. The ways in that there were are still there.
+#[derive(Debug, Error)]
+pub enum ChangeError {
+    /// libcryptsetup refused.
+    #[error(transparent)]
+    Crypt(#[from] CryptError),
+    /// It must not be.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// It cannot be written down.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// What should open the volume to add a key does not.
+    #[error("the key that should unlock {} opens none of its key slots", partition.display())]
+    WrongKey {
+        /// The partition.
+        partition: PathBuf,
+    },
+    /// A secret that would open another slot as well.
+    #[error("that key opens key slot {slot} already")]
+    NotNew {
+        /// The slot.
+        slot: KeyslotId,
+    },
+    /// The copy of the header.
+    #[error("cannot {action} the copy of the header {}: {source}", path.display())]
+    Backup {
+        /// What was tried.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// What the memory says for itself.
+    #[error("{0}")]
+    Memory(String),
+}
+
+/// What the device remembers, whoever has it in hands: a change is on the disk when this returns.
+pub trait Memory {
+    /// Changes it.
+    fn change(&self, work: &mut dyn FnMut(&mut DeviceState) -> Result<(), Refused>) -> Result<(), ChangeError>;
+}
+
+/// The volume whose keys are changed.
+#[derive(Debug, Clone, Copy)]
+pub struct Keys<'a> {
+    /// Its partition.
+    pub partition: &'a Path,
+    /// The state folder.
+    pub state: &'a Path,
+}
+
+impl Keys<'_> {
+    /// Adds the slot of a change that enrols or rotates. When this returns, the slot was seen to open the volume.
+    pub fn add(
+        &self,
+        memory: &impl Memory,
+        change: &Change,
+        provider: Provider,
+        unlock: &Secret,
+        new: &Secret,
+    ) -> Result<(), ChangeError> {
+        let unlocks =
+            self.opens(unlock)?.ok_or_else(|| ChangeError::WrongKey { partition: self.partition.to_owned() })?;
+        if let Some(slot) = self.opens(new)? {
+            return Err(ChangeError::NotNew { slot });
+        }
+        memory.change(&mut |state| state.begin_key_change(change.clone()))?;
+        let added = self.add_and_prove(change, provider, unlock, unlocks, new);
+        if let Err(error) = added {
+            self.settle(memory, None).unwrap_or_else(|error| warn!("the next start clears up: {error}"));
+            return Err(error);
+        }
+        memory.change(&mut |state| {
+            state.key_proven();
+            Ok(())
+        })?;
+        self.destroy_backup()
+    }
+
+    fn add_and_prove(
+        &self,
+        change: &Change,
+        provider: Provider,
+        unlock: &Secret,
+        unlocks: KeyslotId,
+        new: &Secret,
+    ) -> Result<(), ChangeError> {
+        let (Some(slot), Some(record)) = (change.new_slot(), change.record()) else { return Ok(()) };
+        self.back_up()?;
+        header::add(self.partition, slot, provider, unlock, new)?;
+        if let Err(error) = header::try_secret(self.partition, unlock, Some(unlocks)) {
+            warn!("the header is put back, for the key that was there does not open it any more: {error}");
+            header::restore(self.partition, &self.backup())?;
+            return Err(error.into());
+        }
+        header::try_secret(self.partition, new, Some(slot))?;
+        Ok(header::record_on(self.partition, slot, record)?)
+    }
+
+    /// Destroys the slot of a change that removes.
+    pub fn remove(&self, memory: &impl Memory, change: &Change) -> Result<(), ChangeError> {
+        memory.change(&mut |state| state.begin_key_change(change.clone()))?;
+        self.settle(memory, None)
+    }
+
+    /// Goes on with a change that was interrupted, or that this boot confirms: nothing of it is left but what waits for a boot.
+    pub fn settle(&self, memory: &impl Memory, opened_by: Option<KeyslotId>) -> Result<(), ChangeError> {
+        let mut found = None;
+        memory.change(&mut |state| {
+            state.key_confirmed(opened_by);
+            found = state.key_change().cloned();
+            Ok(())
+        })?;
+        self.destroy_backup()?;
+        let Some(Next::Destroy(slot)) = found.as_ref().map(Change::next) else { return Ok(()) };
+        header::destroy(self.partition, slot)?;
+        info!("key slot {slot} of {} is destroyed", self.partition.display());
+        memory.change(&mut |state| {
+            state.key_change_ended();
+            Ok(())
+        })
+    }
+
+    /// The slot that a secret opens, if it opens one.
+    pub fn opens(&self, secret: &Secret) -> Result<Option<KeyslotId>, ChangeError> {
+        match header::try_secret(self.partition, secret, None) {
+            Ok(slot) => Ok(Some(slot)),
+            Err(error) if error.is_wrong_key() => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn backup(&self) -> PathBuf {
+        self.state.join(BACKUP)
+    }
+
+    fn back_up(&self) -> Result<(), ChangeError> {
+        let path = self.backup();
+        self.destroy_backup()?;
+        header::back_up(self.partition, &path)?;
+        let synced = File::open(&path).and_then(|file| file.sync_all());
+        synced.map_err(|source| ChangeError::Backup { action: "keep", path, source })
+    }
+
+    fn destroy_backup(&self) -> Result<(), ChangeError> {
+        let path = self.backup();
+        destroy_backup(self.state).map_err(|source| ChangeError::Backup { action: "destroy", path, source })
+    }
+}
+
+/// Overwrites and deletes the copy of the header in a state folder, if there is one.
+pub fn destroy_backup(state: &Path) -> io::Result<()> {
+    let path = state.join(BACKUP);
+    let mut file = match File::options().write(true).open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        opened => opened?,
+    };
+    let mut left = file.metadata()?.len();
+    let zeros = vec![0; 1 << 20];
+    while left > 0 {
+        let chunk = zeros.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        file.write_all(&zeros[..chunk])?;
+        left -= chunk as u64;
+    }
+    file.sync_all()?;
+    fs::remove_file(&path)?;
+    File::open(state)?.sync_all()
+}

@@ -1,0 +1,62 @@
+//! The ways into the overlay's volume.
+
+pub mod change;
+pub mod forecast;
+pub mod recovery;
+pub mod slot;
+
+pub use change::{Change, Next, Refused, Stage, Verb};
+pub use forecast::{Forecast, forecast};
+pub use slot::{KeyslotId, Origin, Record, Slot};
+
+use crate::words::words;
+
+/// Where the initrd leaves the demo key for the daemon, if it has one.
+pub const DEMO_KEY_COPY: &str = "/run/nemos/demo.key";
+
+/// The demo key file in the initramfs: public, so a device that has only this key keeps no secret from its owner's
+/// enemies. Content `insecure`, no newline.
+pub const DEMO_KEY_FILE: &str = "/etc/cryptsetup-keys.d/luks.key";
+
+words! {
+    /// What opened the volume, or could.
+    Provider {
+        /// [`DEMO_KEY_FILE`].
+        DemoKey = "demo-key",
+        /// What somebody types at the console.
+        Passphrase = "passphrase",
+        /// A key that the device made, kept elsewhere, and typed when nothing else works.
+        RecoveryKey = "recovery-key",
+    }
+}
+
+impl Provider {
+    /// Whether somebody has to be there.
+    pub const fn needs_somebody(self) -> bool {
+        !matches!(self, Provider::DemoKey)
+    }
+
+    /// What a caller may ask for; the demo key is the image's.
+    pub fn of_a_caller(self) -> Result<Self, Refused> {
+        if self == Provider::DemoKey { Err(Refused::OfTheImage) } else { Ok(self) }
+    }
+}
+
+/// How the overlay's volume is encrypted and authenticated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cipher {
+    /// Cipher of dm-crypt.
+    pub name: &'static str,
+    /// Its mode: how an initialization vector is made.
+    pub mode: &'static str,
+    /// LUKS2 integrity: `aead`, or a MAC.
+    pub integrity: &'static str,
+    /// Bytes of volume key.
+    pub volume_key_bytes: usize,
+}
+
+/// The reference's cipher: `aegis128-random`, integrity `aead`, key size 128 bits.
+pub const OVERLAY_CIPHER: Cipher = Cipher { name: "aegis128", mode: "random", integrity: "aead", volume_key_bytes: 16 };
+
+/// Bytes of a sector of the overlay's volume: each has one tag.
+pub const OVERLAY_SECTOR_BYTES: u32 = 4096;

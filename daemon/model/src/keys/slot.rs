@@ -1,0 +1,186 @@
+//! Key slots of a LUKS2 header, and what is recorded of them.
+//!
+//! Source: LUKS2 On-Disk Format Specification 1.1, 3.3 and 3.6: 32 key slots; a token names the slots that it is about and may
+//! hold what an application wants to know of them.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use thiserror::Error;
+
+use crate::Timestamp;
+use crate::keys::Provider;
+
+/// How many key slots there are.
+pub const KEYSLOTS: u8 = 32;
+
+/// The type of our tokens.
+pub const TOKEN_TYPE: &str = "nemos";
+
+/// Number of a key slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "u32", into = "u32")]
+pub struct KeyslotId(u8);
+
+/// A number that no key slot has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("there is no key slot {0}: they are numbered from 0 to {last}", last = KEYSLOTS - 1)]
+pub struct InvalidKeyslot(pub u32);
+
+impl TryFrom<u32> for KeyslotId {
+    type Error = InvalidKeyslot;
+
+    fn try_from(number: u32) -> Result<Self, InvalidKeyslot> {
+        u8::try_from(number).ok().filter(|id| *id < KEYSLOTS).map(KeyslotId).ok_or(InvalidKeyslot(number))
+    }
+}
+
+impl From<KeyslotId> for u32 {
+    fn from(id: KeyslotId) -> u32 {
+        id.0.into()
+    }
+}
+
+impl fmt::Display for KeyslotId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What is recorded of a key slot in the header itself, so that it goes where the header goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// What opens it.
+    pub provider: Provider,
+    /// When it was made.
+    pub created: Timestamp,
+}
+
+impl Record {
+    /// The token that holds it.
+    pub fn token(self, slot: KeyslotId) -> Value {
+        json!({
+            "type": TOKEN_TYPE,
+            "keyslots": [slot.to_string()],
+            "provider": self.provider,
+            "created": self.created,
+        })
+    }
+}
+
+/// Whose a key slot is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Origin {
+    /// This device made it.
+    Recorded(Record),
+    /// A token of another program is about it; the type of that token.
+    Foreign(String),
+    /// No token is about it.
+    Unrecorded,
+}
+
+/// A key slot that is in use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Slot {
+    /// Its number.
+    pub id: KeyslotId,
+    /// Whose it is.
+    pub origin: Origin,
+}
+
+impl Slot {
+    /// What opens it, if it is one of ours.
+    pub const fn provider(&self) -> Option<Provider> {
+        match &self.origin {
+            Origin::Recorded(record) => Some(record.provider),
+            Origin::Foreign(_) | Origin::Unrecorded => None,
+        }
+    }
+}
+
+/// The key slots that are in use, by their numbers: what the metadata of a header says.
+///
+/// What cannot be read of a token says nothing: it is another program's, and its slot is left to it.
+pub fn slots(metadata: &Value) -> Vec<Slot> {
+    let tokens: Vec<&Value> = metadata["tokens"].as_object().into_iter().flat_map(|tokens| tokens.values()).collect();
+    let numbers = metadata["keyslots"].as_object().into_iter().flat_map(|slots| slots.keys());
+    let mut slots: Vec<Slot> = numbers
+        .filter_map(|number| {
+            let about_it = |token: &&&Value| {
+                token["keyslots"].as_array().is_some_and(|slots| slots.iter().any(|slot| slot == number.as_str()))
+            };
+            let id = KeyslotId::try_from(number.parse::<u32>().ok()?).ok()?;
+            let mut origins = tokens.iter().filter(about_it).map(|token| origin(token));
+            let ours = origins.clone().find(|origin| matches!(origin, Origin::Recorded(_)));
+            Some(Slot { id, origin: ours.or_else(|| origins.next()).unwrap_or(Origin::Unrecorded) })
+        })
+        .collect();
+    slots.sort_by_key(|slot| slot.id);
+    slots
+}
+
+fn origin(token: &Value) -> Origin {
+    let kind = token["type"].as_str().unwrap_or_default();
+    let record = (kind == TOKEN_TYPE).then(|| Record::deserialize(token).ok()).flatten();
+    record
+        .map_or_else(|| Origin::Foreign(kind.chars().filter(|c| !c.is_control()).take(80).collect()), Origin::Recorded)
+}
+
+/// The tokens of ours that are about no key slot that is there: numbers of tokens.
+pub fn stale_tokens(metadata: &Value) -> Vec<u32> {
+    let is_there = |slot: &Value| slot.as_str().is_some_and(|slot| metadata["keyslots"].get(slot).is_some());
+    let is_stale = |token: &Value| {
+        token["type"] == TOKEN_TYPE && !token["keyslots"].as_array().is_some_and(|slots| slots.iter().any(is_there))
+    };
+    let tokens = metadata["tokens"].as_object().into_iter().flatten();
+    tokens.filter(|(_, token)| is_stale(token)).filter_map(|(number, _)| number.parse().ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn id(number: u32) -> KeyslotId {
+        number.try_into().unwrap()
+    }
+
+    #[test]
+    fn what_is_recorded_is_read_back_and_what_is_not_ours_is_left_to_others() {
+        let record = Record { provider: Provider::Passphrase, created: Timestamp(7) };
+        let metadata = json!({
+            "keyslots": {"10": {}, "0": {}, "2": {}},
+            "tokens": {
+                "0": record.token(id(2)),
+                "1": {"type": "systemd-tpm2", "keyslots": ["10"], "tpm2-blob": "x"},
+                "2": {"type": "nemos", "keyslots": ["10"], "provider": "from the future", "created": 1},
+                "3": record.token(id(5)),
+            },
+        });
+        let slot = |number, origin| Slot { id: id(number), origin };
+        let foreign = Origin::Foreign("systemd-tpm2".into());
+        let expected = [slot(0, Origin::Unrecorded), slot(2, Origin::Recorded(record)), slot(10, foreign)];
+        assert_eq!(slots(&metadata), expected);
+        assert_eq!(stale_tokens(&metadata), [3]);
+    }
+
+    #[test]
+    fn a_number_that_no_slot_has_is_refused() {
+        assert_eq!(KeyslotId::try_from(32), Err(InvalidKeyslot(32)));
+        assert!(serde_json::from_str::<KeyslotId>("32").is_err());
+        assert_eq!(serde_json::from_str::<KeyslotId>("31").unwrap(), id(31));
+    }
+
+    proptest! {
+        /// Whatever is in a header.
+        #[test]
+        fn no_metadata_is_too_strange(keys: Vec<String>, kind: String, slots_of: Vec<String>) {
+            let slots_there: serde_json::Map<String, Value> = keys.into_iter().map(|key| (key, Value::Null)).collect();
+            let metadata = json!({"keyslots": slots_there, "tokens": {"0": {"type": kind, "keyslots": slots_of}}});
+            prop_assert!(slots(&metadata).len() <= usize::from(KEYSLOTS) * 2);
+            stale_tokens(&metadata);
+            slots(&Value::String(kind));
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! Changes of the keys: one at a time, and each written down at the desk before the header is touched.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nemos_api::{Error, ErrorKind};
+use nemos_host::keys::{ChangeError, Keys, Memory, Secret, read_key_file};
+use nemos_host::partitions::Disk;
+use nemos_model::job::Requester;
+use nemos_model::keys::change::Known;
+use nemos_model::keys::{DEMO_KEY_COPY, Forecast, KeyslotId, Provider, Refused, Slot, forecast};
+use nemos_model::partitions::Partition;
+use nemos_model::stack::Observed;
+use nemos_model::state::DeviceState;
+use tokio::runtime::Handle;
+use tokio::sync::Mutex;
+use tokio::task::spawn_blocking;
+use tracing::warn;
+
+use crate::bus::Service;
+
+/// Held by who changes the keys.
+#[derive(Debug, Default)]
+pub struct Alone(Mutex<()>);
+
+/// A key that is to be added.
+pub struct NewKey {
+    /// What it is.
+    pub provider: Provider,
+    /// Whether it takes the place of the one of its provider.
+    pub rotates: bool,
+    /// A key that opens the volume now; the demo key if it is not given.
+    pub unlock: Option<Secret>,
+    /// It.
+    pub secret: Secret,
+}
+
+/// Adds a key, and gives its slot.
+pub async fn add(service: &Arc<Service>, new: NewKey, by: Requester) -> Result<KeyslotId, Error> {
+    let NewKey { provider, rotates, unlock, secret } = new;
+    let at = service.desk.now();
+    work(service, move |place, known, memory| {
+        let change = if rotates { known.rotate(provider, by, at) } else { known.enroll(provider, by, at) }?;
+        let unlock = unlock.map_or_else(demo_key, Ok)?;
+        place.add(memory, &change, provider, &unlock, &secret).map_err(|error| not_changed(&error))?;
+        change.new_slot().ok_or_else(|| Error::new(ErrorKind::Failed, "no key slot was added"))
+    })
+    .await
+}
+
+/// Removes the key in a slot.
+pub async fn remove(service: &Arc<Service>, slot: KeyslotId, by: Requester) -> Result<(), Error> {
+    let at = service.desk.now();
+    work(service, move |place, known, memory| {
+        place.remove(memory, &known.remove(slot, by, at)?).map_err(|error| not_changed(&error))
+    })
+    .await
+}
+
+/// Clears up what was interrupted, and ends what this boot confirms.
+pub async fn settle(service: &Arc<Service>) {
+    let settled = work(service, |place, known, memory| {
+        place.settle(memory, known.opened_by).map_err(|error| not_changed(&error))
+    });
+    match settled.await {
+        Ok(()) => {}
+        Err(error) if error.kind == ErrorKind::NotSupported => {}
+        Err(error) => warn!("a change of the keys cannot be brought to its end: {error}"),
+    }
+}
+
+/// Tries what the next boot will try.
+pub async fn forecast_boot(service: &Arc<Service>) -> Result<Forecast, Error> {
+    work(service, |place, known, _| {
+        let tried = demo_key().ok().map(|key| place.opens(&key)).transpose().map_err(|error| not_changed(&error))?;
+        Ok(forecast(known.slots, tried))
+    })
+    .await
+}
+
+/// Works on the volume's keys, on a thread that may block.
+async fn work<T: Send + 'static>(
+    service: &Arc<Service>,
+    work: impl FnOnce(Keys<'_>, Known<'_>, &Desk) -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    let _alone = service.keys.0.lock().await;
+    let seen = service.desk.seen().await?;
+    let memory = Desk { service: Arc::clone(service), runtime: Handle::current() };
+    let done = spawn_blocking(move || {
+        let (partition, slots) = volume(&seen)?;
+        let opened_by = seen.report.as_ref().and_then(|report| report.keyslot);
+        let state = Path::new(Partition::State.mount_point().unwrap_or_default());
+        work(Keys { partition: &partition, state }, Known { slots: &slots, opened_by }, &memory)
+    });
+    done.await.unwrap_or_else(|error| Err(Error::new(ErrorKind::Failed, error.to_string())))
+}
+
+/// The volume that this boot was opened from, and its key slots.
+fn volume(seen: &Observed) -> Result<(PathBuf, Vec<Slot>), Error> {
+    let open = seen.report.as_ref().filter(|report| report.volume.is_some());
+    let disk = open.map(|report| Disk::named(&report.disk)).ok_or_else(|| {
+        let message =
+            "the overlay's volume is not open at this boot, so its keys cannot be changed; `nemosctl status` says why";
+        Error::new(ErrorKind::NotSupported, message)
+    })?;
+    let failed = |error: &dyn std::error::Error| Error::new(ErrorKind::Failed, error.to_string());
+    let partition = disk.partition(Partition::Root, Duration::ZERO).map_err(|error| failed(&error))?;
+    let slots = nemos_host::keys::slots(&partition).map_err(|error: io::Error| failed(&error))?;
+    Ok((partition, slots))
+}
+
+/// The demo key, if the initrd has one.
+fn demo_key() -> Result<Secret, Error> {
+    read_key_file(Path::new(DEMO_KEY_COPY)).map_err(|_| {
+        let message = "a key that opens the volume is needed to add another, and this image has no demo key; give one (--unlock-file)";
+        Error::new(ErrorKind::InvalidArgument, message)
+    })
+}
+
+/// The desk, for a thread that blocks.
+struct Desk {
+    service: Arc<Service>,
+    runtime: Handle,
+}
+
+impl Memory for Desk {
+    fn change(&self, work: &mut dyn FnMut(&mut DeviceState) -> Result<(), Refused>) -> Result<(), ChangeError> {
+        let mut refused = None;
+        let noted = self.runtime.block_on(self.service.desk.note(&mut |state| {
+            work(state).map_err(|refusal| {
+                refused = Some(refusal.clone());
+                refusal.into()
+            })
+        }));
+        match (noted, refused) {
+            (Ok(()), _) => Ok(()),
+            (Err(_), Some(refusal)) => Err(refusal.into()),
+            (Err(error), None) => Err(ChangeError::Memory(error.message)),
+        }
+    }
+}
+
+fn not_changed(error: &ChangeError) -> Error {
+    match error {
+        ChangeError::Refused(refusal) => refusal.clone().into(),
+        ChangeError::WrongKey { .. } | ChangeError::NotNew { .. } => {
+            Error::new(ErrorKind::InvalidArgument, error.to_string())
+        }
+        ChangeError::Backup { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+            Error::new(ErrorKind::NoSpace, error.to_string())
+        }
+        _ => Error::new(ErrorKind::Failed, error.to_string()),
+    }
+}
