@@ -83,6 +83,15 @@ impl Disk {
         Ok(device)
     }
 
+    /// Switches a device with this disk on, gives it a passphrase for its overlay, and waits until it is up.
+    pub fn boots_given(self, passphrase: &str) -> Result<Device, Failed> {
+        let credentials = vec![("cryptsetup.passphrase".to_owned(), passphrase.as_bytes().to_vec())];
+        let config = Config { boot: kernel()?, credentials, ..config(self.vm_disk()) };
+        let mut device = Device::start(self, &config)?;
+        device.comes_up()?;
+        Ok(device)
+    }
+
     /// The file with the disk, byte for byte.
     pub fn bytes(&mut self) -> Result<&Path, Failed> {
         if self.file.format != Format::Raw {

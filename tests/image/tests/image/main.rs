@@ -12,6 +12,7 @@ mod damage;
 mod factory;
 mod integrity;
 mod kernel_log;
+mod keys;
 mod power;
 mod provision;
 mod reset;
@@ -77,6 +78,8 @@ fn main() -> ExitCode {
         reset::a_reset_for_later_can_be_taken_back_and_there_is_one_at_a_time,
         reset::systemds_own_ways_end_in_the_same_reset,
         reset::a_reset_that_cannot_be_finished_leaves_the_device_up_and_can_be_tried_again,
+        keys::a_recovery_key_takes_the_demo_keys_place,
+        keys::what_is_no_key_is_refused_in_a_sentence,
         certificate::the_key_in_a_file_outlives_resets_and_certifies_them,
         certificate::the_key_in_a_tpm_outlives_a_reset_and_certifies_it,
         power::a_reset_that_loses_its_power_is_finished_at_the_next_boot,

@@ -1,0 +1,69 @@
+//! The keys that open the overlay.
+
+use nemos_tests::{Case, Device};
+
+pub fn a_recovery_key_takes_the_demo_keys_place() -> Case {
+    let mut device = Device::running()?;
+    device.says("echo mine > /etc/made-here")?;
+    let slots = device.tells("nemosctl keys --json")?;
+    assert_eq!((&slots[0]["provider"], &slots[1]), (&"demo-key".into(), &serde_json::Value::Null), "{slots}");
+    assert_eq!(
+        device.says("nemosctl keys forecast")?.lines().next(),
+        Some("the next boot opens the overlay by itself")
+    );
+    let last = device.run("nemosctl keys remove 0 --yes")?;
+    assert!(last.status == 1 && last.stderr.contains("is the last"), "{last:?}");
+
+    let added = device.tells("nemosctl keys enroll recovery-key --json")?;
+    let key = added["recovery_key"].as_str().ok_or("no key")?.to_owned();
+    let unasked = device.run("nemosctl keys remove 0")?;
+    assert!(unasked.status == 2 && unasked.stderr.contains("waits at its console"), "{unasked:?}");
+    device.says("nemosctl keys remove 0 --yes")?;
+    assert_eq!(device.run("nemosctl keys forecast")?.status, 1);
+    let health = device.says("nemosctl health || true")?;
+    assert!(!health.contains("demo key"), "{health}");
+    let journal = device.says("journalctl --boot --output cat --all")?;
+    assert!(journal.contains("org.nemos.device1.keys.recovery granted"), "{journal}");
+    assert!(!journal.contains(&key), "the key is in the journal");
+
+    let mut device = device.powers_off()?.boots_given(&key)?;
+    assert_eq!(device.says("cat /etc/made-here")?, "mine");
+    let slots = device.tells("nemosctl keys --json")?;
+    let opened = (&slots[0]["provider"], &slots[0]["opened_boot"]);
+    assert_eq!(opened, (&"recovery-key".into(), &true.into()), "{slots}");
+
+    // It is rotated by whoever has it, and by nobody else.
+    let wrong = device.run("printf wrong | nemosctl keys rotate recovery-key --unlock-file -")?;
+    assert!(wrong.status == 1 && wrong.stderr.contains("opens none of its key slots"), "{wrong:?}");
+    let rotate = format!("printf %s {key} | nemosctl keys rotate recovery-key --unlock-file - --json");
+    let new = device.tells(&rotate)?["recovery_key"].as_str().ok_or("no key")?.to_owned();
+    let mut device = device.powers_off()?.boots_given(&new)?;
+    let one_is_left = "[ $(nemosctl keys --json | grep --count provider) = 1 ]";
+    device.says(&format!("timeout 60 sh -c 'until {one_is_left}; do sleep 0.5; done'"))?;
+    let old = device.run(&format!("printf %s {key} | nemosctl keys enroll recovery-key --unlock-file -"))?;
+    assert!(old.stderr.contains("opens none of its key slots"), "the old one is gone: {old:?}");
+    Ok(())
+}
+
+pub fn what_is_no_key_is_refused_in_a_sentence() -> Case {
+    let mut device = Device::running()?;
+    for (command, complaint) in [
+        ("nemosctl keys remove 40 --yes", "there is no key slot 40"),
+        ("nemosctl keys remove 7 --yes", "key slot 7 is not in use"),
+        ("nemosctl keys enroll passphrase --secret-file /dev/null", "a secret has 1 to 65536 bytes"),
+        ("nemosctl keys enroll passphrase --secret-file /usr/bin/podman", "a secret has 1 to 65536 bytes"),
+        ("head -c 20 /dev/zero | nemosctl keys enroll passphrase --secret-file -", "without control characters"),
+        ("printf insecure | nemosctl keys enroll passphrase --secret-file -", "opens key slot 0 already"),
+        ("nemosctl keys rotate recovery-key", "no key slot is of provider recovery-key"),
+        ("runuser -u nobody -- nemosctl keys enroll recovery-key", "does not grant"),
+        (
+            "busctl call org.nemos.Device1 /org/nemos/Device1 org.nemos.Device1.Keys CreateRecoveryKey a{sv} 1 unlock s x",
+            "option `unlock` must be of type h, not s",
+        ),
+    ] {
+        let refused = device.run(command)?;
+        assert!(refused.status != 0 && refused.stderr.contains(complaint), "{command}: {refused:?}");
+    }
+    assert_eq!(device.says("nemosctl keys --json | grep --count provider")?, "1");
+    Ok(())
+}
