@@ -9,13 +9,14 @@ use std::time::Duration;
 use libcryptsetup_rs::consts::flags::{CryptActivate, CryptDeactivate, CryptVolumeKey, CryptWipe};
 use libcryptsetup_rs::consts::vals::{CryptStatusInfo, CryptWipePattern, EncryptionFormat};
 use libcryptsetup_rs::{CryptDevice, CryptParamsLuks2, CryptParamsLuks2Ref, Either, LibcryptErr};
-use nemos_model::keys::{KeyslotId, OVERLAY_CIPHER, OVERLAY_SECTOR_BYTES, Provider, Record};
+use nemos_model::keys::{Identity, KeyslotId, OVERLAY_CIPHER, OVERLAY_SECTOR_BYTES, Provider, Record};
 use nemos_model::overlay::{LUKS_MAPPING, OVERLAY_SOURCE};
 use thiserror::Error;
 use uuid::Uuid;
 
 use crate::command::CommandError;
 use crate::cryptsetup::{self, CryptError};
+use crate::integrity::scrub::header;
 use crate::keys::{self, Secret};
 use crate::mkfs;
 use crate::mounts::{self, Mount, MountError};
@@ -118,6 +119,14 @@ pub fn uuid(partition: &Path) -> Result<Uuid, OverlayError> {
     })
 }
 
+/// Which volume is on a partition.
+pub fn identity(partition: &Path) -> Result<Identity, OverlayError> {
+    let uuid = uuid(partition)?;
+    let metadata = header::metadata(partition).map_err(io_error("read the header of", partition))?;
+    let metadata = metadata.ok_or_else(|| OverlayError::NoHeader { path: partition.to_owned() })?;
+    Ok(Identity::new(uuid, &metadata))
+}
+
 /// Makes a new volume with a volume key of its own, which `secret` opens, and writes every sector of it once: a
 /// sector that was never written has no valid tag, and reads as damage.
 ///
@@ -126,7 +135,7 @@ pub fn create_volume(
     partition: &Path,
     secret: &Secret,
     progress: &mut dyn FnMut(u64, u64),
-) -> Result<Uuid, OverlayError> {
+) -> Result<Identity, OverlayError> {
     close(partition)?;
     let uuid = Uuid::new_v4();
     cryptsetup::with("make an encrypted volume on", partition, |device| {
@@ -150,7 +159,7 @@ pub fn create_volume(
         keys::record(device, slot, Record { provider: Provider::DemoKey, created: now() })
     })?;
     write_every_sector(partition, secret, progress)?;
-    Ok(uuid)
+    identity(partition)
 }
 
 /// Without dm-integrity's journal, as cryptsetup does it: an interrupted first write is begun again anyway.
@@ -238,13 +247,13 @@ pub fn create_overlay(partition: &Path, secret: &Secret, scratch: &Path) -> Resu
 }
 
 /// Opens the volume that the image's builder made, puts the folders that an overlay needs into its file system, closes it,
-/// and returns its UUID. What is in it stays.
-pub fn take_over(partition: &Path, secret: &Secret, scratch: &Path) -> Result<Uuid, OverlayError> {
+/// and says which it is. What is in it stays.
+pub fn take_over(partition: &Path, secret: &Secret, scratch: &Path) -> Result<Identity, OverlayError> {
     close(partition)?;
-    let (uuid, _) = open(partition, secret)?;
+    open(partition, secret)?;
     let prepared = prepare_file_system(scratch);
     close(partition)?;
-    prepared.map(|()| uuid)
+    prepared.and_then(|()| identity(partition))
 }
 
 /// Makes the overlay's XFS in the open volume, with the folders that an overlay needs.

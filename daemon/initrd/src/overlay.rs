@@ -70,7 +70,7 @@ pub fn open(disk: &Disk, expected: Option<Volume>, lower: &Path, sysroot: &Path)
                     Reason::OverlayDamaged { error: error.to_string() }
                 }
             },
-            Err(error) => Reason::OverlayDamaged { error },
+            Err(reason) => reason,
         },
     };
     host::mount_volatile(upper)?;
@@ -97,19 +97,20 @@ fn damaged_headers(disk: &Disk) -> Vec<u64> {
     })
 }
 
-fn open_volume(disk: &Disk, expected: Option<Volume>, upper: &Path) -> Result<(Uuid, Unlocked), String> {
-    let partition = disk.partition(Partition::Root, APPEAR).map_err(|error| error.to_string())?;
-    let found = host::uuid(&partition).map_err(|error| error.to_string())?;
-    if expected.is_some_and(|volume| !volume.is(found)) {
-        return Err(format!("the volume on {} has UUID {found}: this device did not make it", partition.display()));
+fn open_volume(disk: &Disk, expected: Option<Volume>, upper: &Path) -> Result<(Uuid, Unlocked), Reason> {
+    let damaged = |error| Reason::OverlayDamaged { error };
+    let partition = disk.partition(Partition::Root, APPEAR).map_err(|error| damaged(error.to_string()))?;
+    let found = host::identity(&partition).map_err(|error| error.to_string()).map_err(damaged)?;
+    if expected.is_some_and(|volume| !volume.is(&found)) {
+        return Err(Reason::OverlayForeign { uuid: found.uuid });
     }
-    let unlocked = unlock(&partition)?;
-    host::open(&partition, &unlocked.secret).map_err(|error| error.to_string())?;
+    let unlocked = unlock(&partition).map_err(damaged)?;
+    host::open(&partition, &unlocked.secret).map_err(|error| damaged(error.to_string()))?;
     host::mount_file_system(upper).map_err(|error| {
         leave(disk, upper);
-        error.to_string()
+        damaged(error.to_string())
     })?;
-    Ok((found, unlocked))
+    Ok((found.uuid, unlocked))
 }
 
 /// Undoes what was opened, so that memory can take its place.

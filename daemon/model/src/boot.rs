@@ -99,6 +99,11 @@ pub enum Reason {
         /// What was seen.
         error: String,
     },
+    /// The volume on the overlay's partition is not the one that this device made. It was not opened, and nothing was erased.
+    OverlayForeign {
+        /// The LUKS UUID of the one that was found.
+        uuid: Uuid,
+    },
     /// A job's step failed.
     JobFailed {
         /// The job.
@@ -132,6 +137,11 @@ impl fmt::Display for Reason {
             Reason::OverlayDamaged { error } => write!(
                 f,
                 "the overlay on {} cannot be used: {error}. Nothing was erased; changes made now are lost at the next boot; `nemosctl reset --factory` makes it anew",
+                Partition::Root
+            ),
+            Reason::OverlayForeign { uuid } => write!(
+                f,
+                "the volume on {}, with UUID {uuid}, is not the one that this device made: somebody has put it there, and it was not opened. Nothing was erased; `nemosctl reset --factory` makes one anew",
                 Partition::Root
             ),
             Reason::JobFailed { job, step, error, retry } => {

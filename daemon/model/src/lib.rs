@@ -9,6 +9,7 @@
 
 pub mod boot;
 pub mod certificate;
+mod digest;
 pub mod health;
 pub mod image;
 pub mod integrity;

@@ -8,7 +8,7 @@ use thiserror::Error;
 use uuid::Uuid;
 
 use crate::job::{Job, JobId, JobState, Kind, MAX_TEXT, Refused, Requester};
-use crate::keys::{self, Change, KeyslotId};
+use crate::keys::{self, Change, Identity, KeyslotId};
 use crate::reset::audit::{Audit, Survey};
 use crate::reset::{KeptPath, Scope, Step};
 use crate::time::Timestamp;
@@ -33,23 +33,17 @@ pub enum Volume {
     /// The image was written with a volume in it, as Kiwi does, that no device has taken over yet.
     Built,
     /// This device made it.
-    Provisioned {
-        /// Its LUKS UUID.
-        uuid: Uuid,
-    },
+    Provisioned(Identity),
     /// This device has taken it over from its image: whoever has the image has its volume key.
-    TakenOver {
-        /// Its LUKS UUID.
-        uuid: Uuid,
-    },
+    TakenOver(Identity),
     /// A reset destroyed it and has not made the next one yet.
     Erased,
 }
 
 impl Volume {
-    /// Whether a volume with this LUKS UUID is the one that this device made, or took over.
-    pub fn is(self, found: Uuid) -> bool {
-        matches!(self, Volume::Provisioned { uuid } | Volume::TakenOver { uuid } if uuid == found)
+    /// Whether a volume is the one that this device made, or took over.
+    pub fn is(self, found: &Identity) -> bool {
+        matches!(self, Volume::Provisioned(identity) | Volume::TakenOver(identity) if identity.is(found))
     }
 
     /// What the first boot has to do for it, if that is still to be done.
@@ -57,7 +51,7 @@ impl Volume {
         match self {
             Volume::NeverProvisioned => Some(Kind::Provision),
             Volume::Built => Some(Kind::TakeOver),
-            Volume::Provisioned { .. } | Volume::TakenOver { .. } | Volume::Erased => None,
+            Volume::Provisioned(_) | Volume::TakenOver(_) | Volume::Erased => None,
         }
     }
 }
@@ -159,7 +153,7 @@ pub enum Outcome {
     /// Nothing but that it was done.
     Done,
     /// [`Step::CreateVolume`] made, or [`Step::TakeOver`] took over, a volume with this LUKS UUID.
-    Volume(Uuid),
+    Volume(Identity),
     /// [`Step::Survey`] saw this.
     Surveyed(Survey),
     /// [`Step::Audit`] found this, and it is as it should be.
@@ -324,8 +318,8 @@ impl DeviceState {
         match outcome {
             Outcome::Surveyed(survey) => job.survey = Some(survey),
             Outcome::Audited(audit) => job.audit = Some(audit),
-            Outcome::Volume(uuid) if step == Some(Step::TakeOver) => self.volume = Volume::TakenOver { uuid },
-            Outcome::Volume(uuid) => self.volume = Volume::Provisioned { uuid },
+            Outcome::Volume(identity) if step == Some(Step::TakeOver) => self.volume = Volume::TakenOver(identity),
+            Outcome::Volume(identity) => self.volume = Volume::Provisioned(identity),
             Outcome::Done if step == Some(Step::DestroyKeys) => {
                 self.volume = Volume::Erased;
                 self.key_change = None;

@@ -24,7 +24,7 @@ use nemos_model::overlay::Mode;
 use nemos_model::partitions::Partition;
 use nemos_model::reset::Scope;
 use nemos_model::reset::keep::decide;
-use nemos_model::state::{DeviceState, FILE_NAME, Request, Taken};
+use nemos_model::state::{DeviceState, FILE_NAME, Request, Taken, Volume};
 use nemos_rig::{CommandLine, Disk, Image, KernelLog, WriteLog, leave_nothing_open, run};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -232,7 +232,12 @@ impl Running<'_> {
     pub fn is_healthy(&mut self) {
         assert_eq!(self.report.degraded, []);
         assert_eq!(self.report.mode, Mode::Persistent);
-        assert!(self.device.state().volume.is(self.report.volume.expect("the overlay is open")));
+        let volume = self.report.volume.expect("the overlay is open");
+        let (Volume::Provisioned(ours) | Volume::TakenOver(ours)) = self.device.state().volume else {
+            panic!("the device does not know the volume");
+        };
+        assert_eq!(ours.uuid, volume);
+        assert!(ours.key.is_some(), "nobody could tell another volume from it");
         let messages = self.log.messages();
         for complaint in ["INTEGRITY AEAD ERROR", "I/O error", "EXT4-fs error", "Corruption", "corrupted"] {
             assert!(!messages.contains(complaint), "the kernel complained:\n{messages}");

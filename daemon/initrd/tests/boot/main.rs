@@ -11,10 +11,13 @@ mod take_over;
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use device::Device;
+use nemos_host::keys::read_key_file;
+use nemos_host::overlay;
 use nemos_model::boot::{DamagedHeader, Reason};
 use nemos_model::job::{JobState, MAX_ATTEMPTS};
 use nemos_model::keys::DEMO_KEY_FILE;
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
         a_destroyed_header_degrades_the_boot_and_erases_nothing,
         a_damaged_copy_of_the_header_is_repaired_and_told,
         a_foreign_volume_is_not_opened,
+        a_volume_in_the_place_of_the_devices_own_is_not_opened,
         a_state_that_cannot_be_read_is_left_alone,
         a_device_that_keeps_failing_comes_up_and_a_reset_repairs_it,
         a_damaged_partition_is_left_out,
@@ -239,7 +243,25 @@ fn a_foreign_volume_is_not_opened() {
     let uuid = "--uuid=00000000-0000-4000-8000-000000000001";
     let partition = device.partition(Partition::Root);
     run("cryptsetup", ["luksUUID", "-q", uuid, partition.to_str().unwrap()]);
-    assert!(matches!(device.boots().is_degraded(), Reason::OverlayDamaged { .. }));
+    assert!(matches!(device.boots().is_degraded(), Reason::OverlayForeign { .. }));
+}
+
+/// The demo key opens it, and whoever made it has given it the UUID of the device's own.
+fn a_volume_in_the_place_of_the_devices_own_is_not_opened() {
+    let device = Device::provisioned();
+    let partition = device.partition(Partition::Root);
+    let uuid = run("cryptsetup", ["luksUUID", partition.to_str().unwrap()]);
+    overlay::create_volume(&partition, &read_key_file(Path::new(DEMO_KEY_FILE)).unwrap(), &mut |_, _| {}).unwrap();
+    let before = device.volume_header();
+    run("cryptsetup", ["luksUUID", "-q", &format!("--uuid={}", uuid.trim()), partition.to_str().unwrap()]);
+    let renamed = device.volume_header();
+    assert!(renamed != before);
+    let degraded = device.boots();
+    assert!(
+        matches!(degraded.is_degraded(), Reason::OverlayForeign { uuid: found } if found.to_string() == uuid.trim())
+    );
+    degraded.shuts_down();
+    assert!(device.volume_header() == renamed, "something was written to it");
 }
 
 fn a_state_that_cannot_be_read_is_left_alone() {

@@ -143,7 +143,7 @@ fn volume_of(job: &Job, state: &DeviceState) -> Option<Uuid> {
     let touches = |job: &&Job| job.has_done(Step::DestroyKeys) || job.has_done(Step::CreateVolume);
     let last = state.jobs().iter().rev().find(touches)?;
     match state.volume {
-        Volume::Provisioned { uuid } if last.id == job.id => Some(uuid),
+        Volume::Provisioned(identity) if last.id == job.id => Some(identity.uuid),
         _ => None,
     }
 }
@@ -163,6 +163,7 @@ impl From<&Check> for Checked {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::keys::Identity;
     use crate::partitions::Partition;
     use crate::reset::audit::{Audit, Subject, Survey};
     use crate::state::{AtBoot, Outcome, Request};
@@ -210,7 +211,7 @@ pub(super) mod tests {
                 Step::Survey => {
                     Outcome::Surveyed(Survey { volume: Some(Uuid::from_u128(volume - 1)), ..Survey::default() })
                 }
-                Step::CreateVolume => Outcome::Volume(Uuid::from_u128(volume)),
+                Step::CreateVolume => Outcome::Volume(Identity { uuid: Uuid::from_u128(volume), key: None }),
                 Step::Audit => Outcome::Audited(audit()),
                 _ => Outcome::Done,
             };

@@ -98,6 +98,7 @@ impl Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::keys::Identity;
     use crate::reset::keep::Usage;
     use crate::stack::SeenPartition;
 
@@ -105,7 +106,7 @@ mod tests {
 
     fn provisioned(volume: u128) -> DeviceState {
         let mut state = DeviceState::shipped();
-        state.volume = Volume::Provisioned { uuid: Uuid::from_u128(volume) };
+        state.volume = Volume::Provisioned(Identity { uuid: Uuid::from_u128(volume), key: None });
         state
     }
 

@@ -25,7 +25,7 @@ fn id(n: u128) -> JobId {
 }
 
 fn provisioned() -> DeviceState {
-    DeviceState { volume: Volume::Provisioned { uuid: Uuid::from_u128(7) }, ..DeviceState::shipped() }
+    DeviceState { volume: Volume::Provisioned(identity(7)), ..DeviceState::shipped() }
 }
 
 fn keeping() -> Request {
@@ -36,7 +36,7 @@ fn keeping() -> Request {
 fn do_step(state: &mut DeviceState, job: JobId) {
     let outcome = match state.job(job).unwrap().next_step().unwrap() {
         Step::Survey => Outcome::Surveyed(Survey::default()),
-        Step::CreateVolume | Step::TakeOver => Outcome::Volume(Uuid::from_u128(8)),
+        Step::CreateVolume | Step::TakeOver => Outcome::Volume(identity(8)),
         Step::Audit => Outcome::Audited(Audit { checks: Vec::new() }),
         _ => Outcome::Done,
     };
@@ -57,6 +57,10 @@ fn reach(state: &mut DeviceState, job: JobId, step: Step) {
 }
 
 /// What a boot begins with.
+fn identity(number: u128) -> Identity {
+    Identity { uuid: Uuid::from_u128(number), key: None }
+}
+
 fn boots(state: &mut DeviceState, now: u64) -> AtBoot {
     state.begin_at_boot(id(1000 + u128::from(now)), false, Timestamp(now)).unwrap()
 }
@@ -80,24 +84,23 @@ fn the_first_boot_provisions_and_the_second_has_nothing_to_do() {
     finish(&mut state, job);
     assert_eq!(state.job(job).unwrap().state, JobState::Done);
     assert_eq!(boots(&mut state, 2), AtBoot::Nothing);
-    assert!(matches!(state.volume, Volume::Provisioned { .. }));
+    assert!(matches!(state.volume, Volume::Provisioned(_)));
 }
 
 #[test]
 fn a_volume_that_came_with_the_image_is_taken_over_once_and_a_reset_makes_the_devices_own() {
-    let uuid = Uuid::from_u128(8);
     let mut state = DeviceState::shipped_with_volume();
     let AtBoot::CarryOut(job) = boots(&mut state, 1) else { panic!("there is nothing to do") };
     assert!(state.job(job).unwrap().all_steps().iter().all(|step| step.erases().is_none()), "nothing is erased for it");
     finish(&mut state, job);
-    assert_eq!(state.volume, Volume::TakenOver { uuid });
-    assert!(state.volume.is(uuid));
+    assert_eq!(state.volume, Volume::TakenOver(identity(8)));
+    assert!(state.volume.is(&identity(8)));
     assert_eq!(boots(&mut state, 2), AtBoot::Nothing);
 
     state.request(Request { scope: Scope::Overlay, ..factory() }, id(5), Timestamp(3)).unwrap();
     assert_eq!(boots(&mut state, 4), AtBoot::CarryOut(id(5)));
     finish(&mut state, id(5));
-    assert_eq!(state.volume, Volume::Provisioned { uuid });
+    assert_eq!(state.volume, Volume::Provisioned(identity(8)));
 }
 
 #[test]
@@ -193,7 +196,7 @@ fn a_step_takes_as_long_as_it_took_when_nothing_came_between() {
         state.begin_at_boot(id(job), false, Timestamp(begin)).unwrap();
         reach(&mut state, id(job), Step::CreateVolume);
         let before = state.job(id(job)).unwrap().steps.last().map_or(Timestamp(begin), |done| done.at);
-        state.step_done(id(job), Outcome::Volume(Uuid::from_u128(8)), Timestamp(before.0 + seconds)).unwrap();
+        state.step_done(id(job), Outcome::Volume(identity(8)), Timestamp(before.0 + seconds)).unwrap();
         finish(&mut state, id(job));
     }
     assert_eq!(state.expected_duration(&[Step::CreateVolume]), Some(7), "once the power was off for a while");
@@ -355,7 +358,7 @@ proptest! {
                 }
                 Event::Step => {
                     if let Some(job) = state.pending().map(|job| job.id) {
-                        let _ = state.step_done(job, Outcome::Volume(Uuid::from_u128(now.into())), at);
+                        let _ = state.step_done(job, Outcome::Volume(identity(now.into())), at);
                     }
                 }
                 Event::Fail => {

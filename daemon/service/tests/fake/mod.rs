@@ -19,7 +19,7 @@ use nemos_model::integrity::event::{Owner, Place};
 use nemos_model::integrity::scrub;
 use nemos_model::integrity::{Event, Scrub, VerityTable};
 use nemos_model::job::Requester;
-use nemos_model::keys::Provider;
+use nemos_model::keys::{Identity, Provider};
 use nemos_model::overlay::{LOWER_MOUNT, Mode, UPPER_MOUNT};
 use nemos_model::partitions::Partition;
 use nemos_model::reset::Step;
@@ -172,7 +172,7 @@ pub fn full_disk() -> StateError {
 impl FakeDevice {
     fn healthy() -> Arc<Self> {
         let mut state = DeviceState::shipped();
-        state.volume = Volume::Provisioned { uuid: "8a2d7a2e-5a24-4f4e-9d80-04b7a6f2a1c3".parse().unwrap() };
+        state.volume = Volume::Provisioned(identity("8a2d7a2e-5a24-4f4e-9d80-04b7a6f2a1c3"));
         Arc::new(FakeDevice {
             state: Mutex::new(state),
             seen: Mutex::new(healthy_storage()),
@@ -205,7 +205,7 @@ impl FakeDevice {
             };
             while let Some(step) = state.job(job).unwrap().next_step() {
                 let outcome = match step {
-                    Step::CreateVolume => Outcome::Volume("b1b4c1c5-3d8e-4a34-8c7e-1f0f0c1d2e3f".parse().unwrap()),
+                    Step::CreateVolume => Outcome::Volume(identity("b1b4c1c5-3d8e-4a34-8c7e-1f0f0c1d2e3f")),
                     Step::Audit => Outcome::Audited(Audit::new(&Survey::default(), &Found::default(), &[])),
                     _ => Outcome::Done,
                 };
@@ -400,4 +400,9 @@ fn healthy_storage() -> Observed {
         }),
         keyslots: Vec::new(),
     }
+}
+
+/// A volume with that LUKS UUID.
+fn identity(uuid: &str) -> Identity {
+    Identity { uuid: uuid.parse().unwrap(), key: None }
 }
