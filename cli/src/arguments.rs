@@ -248,6 +248,8 @@ pub enum IntegrityCommand {
 #[command(after_help = "Examples:
   nemosctl keys                                  the key slots that are in use, and what opens each
   nemosctl keys enroll recovery-key              a key to write down, shown once
+  nemosctl keys enroll recovery-key --recipient age1... > escrow.age
+                                                 one that only the fleet can read (age --decrypt)
   nemosctl keys enroll passphrase                asks for it, twice
   nemosctl keys rotate passphrase --secret-file new --unlock-file old
                                                  the old one goes once the new one has opened a boot
@@ -267,6 +269,9 @@ pub enum KeysCommand {
     List,
     /// Add a key; it is there once it was seen to open the overlay's volume
     Enroll(NewKey),
+    /// Recovery keys, by the name of what they are for
+    #[command(subcommand)]
+    Recovery(Recovery),
     /// Add a key in place of the one of its provider, which goes once the new one has opened a boot
     Rotate(NewKey),
     /// Destroy the key in a slot; the last one that is known to open the volume stays
@@ -281,6 +286,22 @@ pub enum KeysCommand {
     Forecast,
 }
 
+#[derive(Debug, Subcommand)]
+pub enum Recovery {
+    /// Have the device make one: `keys enroll recovery-key`
+    Create {
+        /// Encrypt it for this age key (age1...), so that nobody else ever sees it; may be given more than once
+        #[arg(long, value_name = "KEY")]
+        recipient: Vec<String>,
+        /// In place of the one that there is: `keys rotate recovery-key`
+        #[arg(long)]
+        rotate: bool,
+        /// A key that opens the volume now; not needed as long as the demo key does
+        #[arg(long, value_name = "FILE")]
+        unlock_file: Option<PathBuf>,
+    },
+}
+
 #[derive(Debug, clap::Args)]
 pub struct NewKey {
     /// What it is: `recovery-key`, which the device makes, or `passphrase`
@@ -292,6 +313,9 @@ pub struct NewKey {
     /// A key that opens the volume now; not needed as long as the demo key does
     #[arg(long, value_name = "FILE")]
     pub unlock_file: Option<PathBuf>,
+    /// Encrypt a recovery key for this age key (age1...), so that nobody else ever sees it; may be given more than once
+    #[arg(long, value_name = "KEY")]
+    pub recipient: Vec<String>,
 }
 
 /// A number of bytes, with or without a unit.

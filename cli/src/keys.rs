@@ -14,7 +14,7 @@ use zbus::proxy::CacheProperties;
 use zbus::{Connection, Fd};
 use zeroize::Zeroizing;
 
-use crate::arguments::{Keys as Arguments, KeysCommand as Command, NewKey};
+use crate::arguments::{Keys as Arguments, KeysCommand as Command, NewKey, Recovery};
 use crate::output::{Output, print};
 use crate::style::Style;
 use crate::{Failure, table, text};
@@ -58,6 +58,8 @@ struct Added {
     slot: Option<u32>,
     /// The recovery key; it is shown this once.
     recovery_key: Option<Zeroizing<String>>,
+    /// The recovery key, encrypted by age for its recipients.
+    sealed_key: Option<Zeroizing<String>>,
     #[serde(skip)]
     waits: bool,
 }
@@ -74,6 +76,11 @@ pub async fn run(connection: &Connection, arguments: Arguments, output: Output) 
         }
         Command::Enroll(new) => add(&proxy, &new, false, output).await,
         Command::Rotate(new) => add(&proxy, &new, true, output).await,
+        Command::Recovery(Recovery::Create { recipient, rotate, unlock_file }) => {
+            let provider = Provider::RecoveryKey.name().to_owned();
+            let new = NewKey { provider, secret_file: None, unlock_file, recipient };
+            add(&proxy, &new, rotate, output).await
+        }
         Command::Remove { slot, yes } => remove(&proxy, slot, yes, output).await,
         Command::Forecast => {
             let forecast = Forecast::from(proxy.forecast().await?);
@@ -84,25 +91,32 @@ pub async fn run(connection: &Connection, arguments: Arguments, output: Output) 
 }
 
 async fn add(proxy: &KeysProxy<'_>, new: &NewKey, rotates: bool, output: Output) -> Result<u8, Failure> {
+    let is_recovery = new.provider == Provider::RecoveryKey.name();
+    if !is_recovery && !new.recipient.is_empty() || is_recovery && new.secret_file.is_some() {
+        return Err(Failure::Usage("the device makes recovery keys, and encrypts only those for a recipient".into()));
+    }
     let unlock = new.unlock_file.as_deref().map(secret_in).transpose()?.map(|secret| send(&secret)).transpose()?;
     let unlock = unlock.as_ref().map(Fd::from);
-    let added = if new.provider == Provider::RecoveryKey.name() {
-        let options = KeyOptions { unlock, rotate: Some(rotates) };
-        let mut key = Zeroizing::new(String::with_capacity(128));
+    let added = if is_recovery {
+        let sealed = !new.recipient.is_empty();
+        let recipients = sealed.then(|| new.recipient.clone());
+        let options = KeyOptions { unlock, rotate: Some(rotates), recipients };
+        let mut key = Zeroizing::new(String::with_capacity(16 << 10));
         fs::File::from(OwnedFd::from(proxy.create_recovery_key(options).await?)).read_to_string(&mut key)?;
-        Added { slot: None, recovery_key: Some(key), waits: rotates }
+        let (recovery_key, sealed_key) = if sealed { (None, Some(key)) } else { (Some(key), None) };
+        Added { slot: None, recovery_key, sealed_key, waits: rotates }
     } else {
         let secret = match &new.secret_file {
             Some(file) => typeable(secret_in(file)?),
             None => typed()?,
         };
-        let (options, secret) = (KeyOptions { unlock, rotate: None }, send(&secret)?);
+        let (options, secret) = (KeyOptions { unlock, ..KeyOptions::default() }, send(&secret)?);
         let call = if rotates {
             proxy.rotate(&new.provider, options, (&secret).into()).await
         } else {
             proxy.enroll(&new.provider, options, (&secret).into()).await
         };
-        Added { slot: Some(call?), recovery_key: None, waits: rotates }
+        Added { slot: Some(call?), recovery_key: None, sealed_key: None, waits: rotates }
     };
     output.show(&added, Added::render)?;
     Ok(0)
@@ -231,6 +245,9 @@ impl Forecast {
 impl Added {
     fn render(&self) -> String {
         let waits = if self.waits { "the old one goes once the new one has opened a boot\n" } else { "" };
+        if let Some(sealed) = &self.sealed_key {
+            return format!("{}\n", sealed.trim_end());
+        }
         match (&self.recovery_key, self.slot) {
             (Some(key), _) => {
                 format!("{}\n\nwrite it down: it is shown this once, and opens this device\n{waits}", **key)

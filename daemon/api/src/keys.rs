@@ -52,6 +52,8 @@ pub struct KeyOptions<'a> {
     pub unlock: Option<Fd<'a>>,
     /// For a recovery key: in place of the one that there is.
     pub rotate: Option<bool>,
+    /// For a recovery key: who alone can read what is given out, as age's `age1...`.
+    pub recipients: Option<Vec<String>>,
 }
 
 /// [`KeyOptions`] as a caller sent them.
@@ -61,16 +63,27 @@ pub struct TakenKeyOptions {
     pub unlock: Option<OwnedFd>,
     /// See [`KeyOptions::rotate`].
     pub rotate: bool,
+    /// See [`KeyOptions::recipients`].
+    pub recipients: Vec<String>,
 }
 
 impl TakenKeyOptions {
-    /// Reads what a caller sent; `rotates` says whether it may ask for a rotation.
-    pub fn parse(dictionary: Dictionary, rotates: bool) -> Result<Self, Error> {
+    /// Reads what a caller sent for a key of its own.
+    pub fn parse(dictionary: Dictionary) -> Result<Self, Error> {
         let mut options = Options::new(dictionary);
         let unlock = options.take_file_descriptor("unlock")?;
-        let rotate = if rotates { options.take("rotate")? } else { None };
         options.finish()?;
-        Ok(TakenKeyOptions { unlock, rotate: rotate.unwrap_or_default() })
+        Ok(TakenKeyOptions { unlock, ..TakenKeyOptions::default() })
+    }
+
+    /// Reads what a caller sent for a recovery key.
+    pub fn parse_for_recovery(dictionary: Dictionary) -> Result<Self, Error> {
+        let mut options = Options::new(dictionary);
+        let unlock = options.take_file_descriptor("unlock")?;
+        let (rotate, recipients) = (options.take("rotate")?, options.take("recipients")?);
+        options.finish()?;
+        let (rotate, recipients) = (rotate.unwrap_or_default(), recipients.unwrap_or_default());
+        Ok(TakenKeyOptions { unlock, rotate, recipients })
     }
 }
 

@@ -14,10 +14,12 @@ use zeroize::Zeroizing;
 
 mod ask;
 mod change;
+mod escrow;
 mod header;
 
 pub use ask::{ask, credential};
 pub use change::{BACKUP, ChangeError, Keys, Memory, destroy_backup};
+pub use escrow::{EscrowError, Recipient};
 pub(crate) use header::{keyslot, pbkdf, record};
 pub use header::{slots, try_secret};
 
@@ -34,6 +36,10 @@ impl Secret {
     /// The bytes, for the one call that needs them.
     pub fn expose(&self) -> &[u8] {
         &self.0
+    }
+
+    pub(crate) fn from_bytes(bytes: Vec<u8>) -> Self {
+        Secret(Zeroizing::new(bytes))
     }
 
     /// A secret that somebody typed.

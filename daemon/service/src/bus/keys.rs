@@ -7,7 +7,7 @@ use std::time::Duration;
 use nemos_api::keys::{ForecastRecord, SlotRecord, TakenKeyOptions};
 use nemos_api::options::Dictionary;
 use nemos_api::{Error, ErrorKind, action};
-use nemos_host::keys::{Secret, SecretError};
+use nemos_host::keys::{EscrowError, Recipient, Secret, SecretError};
 use nemos_model::job::Requester;
 use nemos_model::keys::{KeyslotId, Provider};
 use tokio::task::spawn_blocking;
@@ -58,7 +58,7 @@ impl Keys {
         by: Requester,
     ) -> Result<(KeyslotId, u32), Error> {
         let provider = parse(provider)?;
-        let options = TakenKeyOptions::parse(options, false)?;
+        let options = TakenKeyOptions::parse(options)?;
         if provider == Provider::RecoveryKey {
             let message = "the device makes recovery keys itself: call CreateRecoveryKey";
             return Err(Error::new(ErrorKind::InvalidArgument, message));
@@ -81,6 +81,11 @@ fn parse(provider: &str) -> Result<Provider, Error> {
         let message = format!("`{}` is no provider; there are {}", provider.escape_debug(), known.join(", "));
         Error::new(ErrorKind::InvalidArgument, message)
     })
+}
+
+fn not_sealed(error: &EscrowError) -> Error {
+    let kind = if matches!(error, EscrowError::Failed(_)) { ErrorKind::Failed } else { ErrorKind::InvalidArgument };
+    Error::new(kind, error.to_string())
 }
 
 async fn read_if_given(secret: Option<OwnedFd>) -> Result<Option<Secret>, Error> {
@@ -143,12 +148,18 @@ impl Keys {
         #[zbus(header)] call: Header<'_>,
     ) -> Result<zbus::OwnedFd, Error> {
         let work = async |by| {
-            let TakenKeyOptions { unlock, rotate } = TakenKeyOptions::parse(options, true)?;
+            let TakenKeyOptions { unlock, rotate, recipients } = TakenKeyOptions::parse_for_recovery(options)?;
+            let recipients = Recipient::parse_all(&recipients).map_err(|error| not_sealed(&error))?;
             let unlock = read_if_given(unlock).await?;
             let failed = |error: std::io::Error| Error::new(ErrorKind::Failed, format!("no recovery key: {error}"));
             let secret = Secret::new_recovery_key().map_err(failed)?;
             // It fits into a pipe, so that nobody is waited for; and if it did not, no slot would be there.
-            let given = secret.send().map_err(failed)?;
+            let given = if recipients.is_empty() {
+                secret.send()
+            } else {
+                secret.seal(&recipients).map_err(|error| not_sealed(&error))?.send()
+            };
+            let given = given.map_err(failed)?;
             let new = NewKey { provider: Provider::RecoveryKey, rotates: rotate, unlock, secret };
             Ok((keys::add(&self.service, new, by).await?, given.into()))
         };
