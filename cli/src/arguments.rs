@@ -250,6 +250,7 @@ pub enum IntegrityCommand {
   nemosctl keys enroll recovery-key              a key to write down, shown once
   nemosctl keys enroll recovery-key --recipient age1... > escrow.age
                                                  one that only the fleet can read (age --decrypt)
+  nemosctl keys enroll tpm2                      the boot needs nobody as long as Secure Boot stays as it is
   nemosctl keys enroll passphrase                asks for it, twice
   nemosctl keys rotate passphrase --secret-file new --unlock-file old
                                                  the old one goes once the new one has opened a boot
@@ -304,8 +305,8 @@ pub enum Recovery {
 
 #[derive(Debug, clap::Args)]
 pub struct NewKey {
-    /// What it is: `recovery-key`, which the device makes, or `passphrase`
-    #[arg(value_parser = ["passphrase", "recovery-key"])]
+    /// What it is: `tpm2`, which the device's TPM keeps, `recovery-key`, which the device makes, or `passphrase`
+    #[arg(value_parser = ["tpm2", "recovery-key", "passphrase"])]
     pub provider: String,
     /// Take the passphrase from this file instead of asking for it; `-` is standard input
     #[arg(long, value_name = "FILE")]

@@ -108,6 +108,8 @@ async fn add(proxy: &KeysProxy<'_>, new: &NewKey, rotates: bool, output: Output)
     } else {
         let secret = match &new.secret_file {
             Some(file) => typeable(secret_in(file)?),
+            // The TPM makes its own.
+            None if new.provider == Provider::Tpm2.name() => Zeroizing::new(Vec::new()),
             None => typed()?,
         };
         let (options, secret) = (KeyOptions { unlock, ..KeyOptions::default() }, send(&secret)?);

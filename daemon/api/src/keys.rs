@@ -93,7 +93,7 @@ impl TakenKeyOptions {
 pub struct SlotRecord {
     /// Its number.
     pub slot: u32,
-    /// What opens it: `demo-key`, `passphrase`, `recovery-key`, another program's token, or `unknown`.
+    /// What opens it: `demo-key`, `tpm2`, `passphrase`, `recovery-key`, another program's token, or `unknown`.
     pub provider: String,
     /// When it was made, if this device made it.
     pub created: Option<u64>,

@@ -43,17 +43,17 @@ pub enum CommandError {
 ///
 /// Arguments are seen by every process on the device: never a secret among them.
 pub fn run(program: &str, arguments: &[&str], limit: Duration) -> Result<(), CommandError> {
+    run_with_input(program, arguments, Stdio::null(), limit)
+}
+
+/// The same, and it can read that.
+pub fn run_with_input(program: &str, arguments: &[&str], input: Stdio, limit: Duration) -> Result<(), CommandError> {
     let name = || program.to_owned();
     let not_started = |source| CommandError::NotStarted { program: name(), source };
     let (mut reader, writer) = io::pipe().map_err(not_started)?;
     let both = writer.try_clone().map_err(not_started)?;
-    let mut child = Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(both)
-        .stderr(writer)
-        .spawn()
-        .map_err(not_started)?;
+    let mut child =
+        Command::new(program).args(arguments).stdin(input).stdout(both).stderr(writer).spawn().map_err(not_started)?;
     let reader = std::thread::spawn(move || {
         let mut text = Vec::new();
         let _ = reader.read_to_end(&mut text);

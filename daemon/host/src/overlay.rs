@@ -17,7 +17,7 @@ use uuid::Uuid;
 use crate::command::CommandError;
 use crate::cryptsetup::{self, CryptError};
 use crate::integrity::scrub::header;
-use crate::keys::{self, Secret};
+use crate::keys::{self, Key, Secret};
 use crate::mkfs;
 use crate::mounts::{self, Mount, MountError};
 use crate::time::{now, wait_for};
@@ -207,6 +207,14 @@ pub fn open(partition: &Path, secret: &Secret) -> Result<(Uuid, KeyslotId), Cryp
         Ok((device.status_handle().get_uuid()?, slot))
     })?;
     Ok((uuid, keys::keyslot(partition, slot)?))
+}
+
+/// Opens the volume as [`LUKS_MAPPING`] with the key that opens that slot.
+pub fn open_slot(partition: &Path, key: &Key, slot: KeyslotId) -> Result<(), CryptError> {
+    match key {
+        Key::Secret(secret) => open(partition, secret).map(drop),
+        Key::Tpm2 => keys::open_by_tpm2(partition, slot, LUKS_MAPPING),
+    }
 }
 
 /// Closes the volume, and what an interrupted first write left open. Nothing open is fine.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use nemos_host::fsck;
-use nemos_host::keys::{BACKUP, ChangeError, Keys, Memory, Secret, slots};
+use nemos_host::keys::{BACKUP, ChangeError, Key, Keys, Memory, NewKey, Secret, slots};
 use nemos_host::mounts::{Mount, unmount};
 use nemos_host::overlay;
 use nemos_host::state::Store;
@@ -72,7 +72,7 @@ impl Device {
     }
 
     fn is_opened_by(&self, secret: &Secret) -> bool {
-        self.keys().opens(secret).unwrap().is_some()
+        self.keys().opens_secret(secret).unwrap().is_some()
     }
 
     /// Decides on what is known, and adds.
@@ -87,7 +87,8 @@ impl Device {
         let known = Known { slots: &slots, opened_by: None };
         let begin = if rotates { Known::rotate } else { Known::enroll };
         let change = begin(&known, provider, Requester::image(), Timestamp(7))?;
-        self.keys().add(memory, &change, provider, unlock, new)?;
+        let (unlock, new) = (Key::Secret(again(unlock)), NewKey::Secret(provider, again(new)));
+        self.keys().add(memory, &change, &unlock, &new)?;
         Ok(change.new_slot().unwrap())
     }
 
@@ -139,6 +140,11 @@ impl Memory for Notes {
 
 fn demo() -> Secret {
     Secret::typed("insecure")
+}
+
+/// The same secret: outside a test there is one of each.
+fn again(secret: &Secret) -> Secret {
+    Secret::typed(std::str::from_utf8(secret.expose()).unwrap())
 }
 
 fn key() -> Secret {

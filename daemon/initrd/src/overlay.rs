@@ -105,7 +105,7 @@ fn open_volume(disk: &Disk, expected: Option<Volume>, upper: &Path) -> Result<(U
         return Err(Reason::OverlayForeign { uuid: found.uuid });
     }
     let unlocked = unlock(&partition).map_err(damaged)?;
-    host::open(&partition, &unlocked.secret).map_err(|error| damaged(error.to_string()))?;
+    host::open_slot(&partition, &unlocked.key, unlocked.slot).map_err(|error| damaged(error.to_string()))?;
     host::mount_file_system(upper).map_err(|error| {
         leave(disk, upper);
         damaged(error.to_string())

@@ -154,7 +154,7 @@ fn one_step(step: Step, job: &Job, place: &Place<'_>) -> Result<Outcome, String>
     let Place { disk, lower, state } = *place;
     // Only what is kept has to be read from the volume that there is; it may have other keys than the one that is made.
     let unlocked = if step == Step::StageKept { Some(unlock_old(disk)?) } else { None };
-    let unlock = unlocked.as_ref().map_or(&secret, |unlocked| &unlocked.secret);
-    let work = Work { disk, unlock, secret: &secret, lower, state, scratch: Path::new(SCRATCH) };
+    let unlock = unlocked.as_ref().map(|unlocked| (&unlocked.key, unlocked.slot));
+    let work = Work { disk, secret: &secret, unlock, lower, state, scratch: Path::new(SCRATCH) };
     carry_out_step(step, job, &work, &mut progress).map_err(|error| error.to_string())
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use nemos_host::keys::{Secret, ask, credential, read_key_file, slots, try_secret};
+use nemos_host::keys::{Key, Secret, ask, credential, read_key_file, slots, try_key, try_secret};
 use nemos_model::keys::{DEMO_KEY_FILE, KeyslotId, Origin, Provider, Slot};
 use tracing::{info, warn};
 
@@ -12,19 +12,26 @@ const ANSWER: Duration = Duration::from_secs(120);
 /// How often it asks.
 const TRIES: u32 = 3;
 
-/// A secret that opens the volume.
+/// A key that opens the volume.
 pub struct Unlocked {
     /// It.
-    pub secret: Secret,
+    pub key: Key,
     /// What it is.
     pub provider: Provider,
     /// The key slot that it opens.
     pub slot: KeyslotId,
 }
 
-/// Finds a secret that opens the volume.
+/// Finds a key that opens the volume.
 pub fn unlock(partition: &Path) -> Result<Unlocked, String> {
     let slots = slots(partition).map_err(|error| error.to_string())?;
+    let has_tpm2 = slots.iter().any(|slot| slot.provider() == Some(Provider::Tpm2));
+    if has_tpm2 {
+        match try_key(partition, &Key::Tpm2, None) {
+            Ok(slot) => return Ok(Unlocked { key: Key::Tpm2, provider: Provider::Tpm2, slot }),
+            Err(error) => warn!("{error}"),
+        }
+    }
     let no_demo_key = match by_demo_key(partition, &slots) {
         Ok(unlocked) => return Ok(unlocked),
         Err(error) => error,
@@ -49,7 +56,7 @@ fn by_demo_key(partition: &Path, slots: &[Slot]) -> Result<Unlocked, String> {
     let mut refusal = String::new();
     for slot in fits {
         match try_secret(partition, &secret, Some(slot.id)) {
-            Ok(slot) => return Ok(Unlocked { secret, provider: Provider::DemoKey, slot }),
+            Ok(slot) => return Ok(Unlocked { key: Key::Secret(secret), provider: Provider::DemoKey, slot }),
             Err(error) => refusal = error.to_string(),
         }
     }
@@ -79,7 +86,7 @@ fn by_answer(partition: &Path, slots: &[Slot], answer: Secret) -> Option<Unlocke
     [Some(answer), meant].into_iter().flatten().find_map(|secret| match try_secret(partition, &secret, None) {
         Ok(slot) => {
             let provider = slots.iter().find(|known| known.id == slot).and_then(Slot::provider);
-            Some(Unlocked { secret, provider: provider.unwrap_or(Provider::Passphrase), slot })
+            Some(Unlocked { key: Key::Secret(secret), provider: provider.unwrap_or(Provider::Passphrase), slot })
         }
         Err(error) => {
             warn!("{error}");

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nemos_api::{Error, ErrorKind};
-use nemos_host::keys::{ChangeError, Keys, Memory, Secret, read_key_file};
+use nemos_host::keys::{ChangeError, Key, Keys, Memory, NewKey, Secret, read_key_file, try_key};
 use nemos_host::partitions::Disk;
 use nemos_model::job::Requester;
 use nemos_model::keys::change::Known;
-use nemos_model::keys::{DEMO_KEY_COPY, Forecast, KeyslotId, Provider, Refused, Slot, forecast};
+use nemos_model::keys::forecast::Tried;
+use nemos_model::keys::{DEMO_KEY_COPY, Forecast, KeyslotId, Origin, Provider, Refused, Slot, forecast};
 use nemos_model::partitions::Partition;
 use nemos_model::stack::Observed;
 use nemos_model::state::DeviceState;
@@ -26,25 +27,26 @@ use crate::bus::Service;
 pub struct Alone(Mutex<()>);
 
 /// A key that is to be added.
-pub struct NewKey {
+pub struct Wanted {
     /// What it is.
     pub provider: Provider,
     /// Whether it takes the place of the one of its provider.
     pub rotates: bool,
     /// A key that opens the volume now; the demo key if it is not given.
     pub unlock: Option<Secret>,
-    /// It.
-    pub secret: Secret,
+    /// It; `None` if it is the TPM's.
+    pub secret: Option<Secret>,
 }
 
 /// Adds a key, and gives its slot.
-pub async fn add(service: &Arc<Service>, new: NewKey, by: Requester) -> Result<KeyslotId, Error> {
-    let NewKey { provider, rotates, unlock, secret } = new;
+pub async fn add(service: &Arc<Service>, wanted: Wanted, by: Requester) -> Result<KeyslotId, Error> {
+    let Wanted { provider, rotates, unlock, secret } = wanted;
+    let new = secret.map_or(NewKey::Tpm2, |secret| NewKey::Secret(provider, secret));
     let at = service.desk.now();
     work(service, move |place, known, memory| {
         let change = if rotates { known.rotate(provider, by, at) } else { known.enroll(provider, by, at) }?;
-        let unlock = unlock.map_or_else(demo_key, Ok)?;
-        place.add(memory, &change, provider, &unlock, &secret).map_err(|error| not_changed(&error))?;
+        let unlock = unlock.map_or_else(|| at_hand(known.slots), |secret| Ok(Key::Secret(secret)))?;
+        place.add(memory, &change, &unlock, &new).map_err(|error| not_changed(&error))?;
         change.new_slot().ok_or_else(|| Error::new(ErrorKind::Failed, "no key slot was added"))
     })
     .await
@@ -73,11 +75,7 @@ pub async fn settle(service: &Arc<Service>) {
 
 /// Tries what the next boot will try.
 pub async fn forecast_boot(service: &Arc<Service>) -> Result<Forecast, Error> {
-    work(service, |place, known, _| {
-        let tried = demo_key().ok().map(|key| place.opens(&key)).transpose().map_err(|error| not_changed(&error))?;
-        Ok(forecast(known.slots, tried))
-    })
-    .await
+    work(service, |place, known, _| Ok(forecast(known.slots, &tried(place, known.slots)))).await
 }
 
 /// Works on the volume's keys, on a thread that may block.
@@ -111,12 +109,35 @@ fn volume(seen: &Observed) -> Result<(PathBuf, Vec<Slot>), Error> {
     Ok((partition, slots))
 }
 
-/// The demo key, if the initrd has one.
-fn demo_key() -> Result<Secret, Error> {
-    read_key_file(Path::new(DEMO_KEY_COPY)).map_err(|_| {
-        let message = "a key that opens the volume is needed to add another, and this image has no demo key; give one (--unlock-file)";
-        Error::new(ErrorKind::InvalidArgument, message)
-    })
+/// What came of trying all that needs nobody.
+fn tried(place: Keys<'_>, slots: &[Slot]) -> Tried {
+    let demo_key = read_key_file(Path::new(DEMO_KEY_COPY)).map(Key::Secret).map_err(|_| "the initrd has no demo key");
+    let tries = slots.iter().filter_map(|slot| {
+        let (provider, key) = match (slot.provider(), &slot.origin) {
+            (Some(Provider::Tpm2), _) => (Provider::Tpm2, Ok(&Key::Tpm2)),
+            (Some(Provider::DemoKey), _) | (None, Origin::Unrecorded) => (Provider::DemoKey, demo_key.as_ref()),
+            _ => return None,
+        };
+        let opened = key.map_err(ToString::to_string).and_then(|key| {
+            try_key(place.partition, key, Some(slot.id)).map(|_| provider).map_err(|error| error.to_string())
+        });
+        Some((slot.id, opened))
+    });
+    tries.collect()
+}
+
+/// A key that opens the volume without anybody: the demo key, if the initrd has one and it has a slot, or the TPM's.
+fn at_hand(slots: &[Slot]) -> Result<Key, Error> {
+    let has = |provider| slots.iter().any(|slot| slot.provider() == Some(provider));
+    let demo_key = read_key_file(Path::new(DEMO_KEY_COPY));
+    match demo_key {
+        _ if has(Provider::Tpm2) && !has(Provider::DemoKey) => Ok(Key::Tpm2),
+        Ok(demo_key) => Ok(Key::Secret(demo_key)),
+        Err(_) => {
+            let message = "a key that opens the volume is needed to add another, and this image has no demo key; give one (--unlock-file)";
+            Err(Error::new(ErrorKind::InvalidArgument, message))
+        }
+    }
 }
 
 /// The desk, for a thread that blocks.
@@ -145,7 +166,7 @@ impl Memory for Desk {
 fn not_changed(error: &ChangeError) -> Error {
     match error {
         ChangeError::Refused(refusal) => refusal.clone().into(),
-        ChangeError::WrongKey { .. } | ChangeError::NotNew { .. } => {
+        ChangeError::WrongKey { .. } | ChangeError::NotNew { .. } | ChangeError::Tpm2Full => {
             Error::new(ErrorKind::InvalidArgument, error.to_string())
         }
         ChangeError::Backup { source, .. } if source.kind() == io::ErrorKind::StorageFull => {

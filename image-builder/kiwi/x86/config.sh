@@ -16,6 +16,9 @@ systemctl --quiet disable dpkg-db-backup.timer netavark-dhcp-proxy.service netav
 mkdir --parents /etc/systemd/system-generators
 for generator in \
     systemd-gpt-auto-generator \
+    systemd-cryptsetup-generator \
+    systemd-integritysetup-generator \
+    systemd-veritysetup-generator \
     systemd-ssh-generator \
     systemd-hibernate-resume-generator \
     systemd-rc-local-generator \

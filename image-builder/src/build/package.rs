@@ -36,7 +36,7 @@ Priority: optional
 Maintainer: nemos developers <nemos@localhost>
 Depends: cryptsetup-bin, dbus, e2fsprogs, libblkid1, libc6 (>= 2.36), libcryptsetup12 (>= 2:2.6), libdevmapper1.02.1, \
 libgcc-s1, polkitd, systemd (>= 254), xfsprogs
-Recommends: tpm2-tools
+Recommends: systemd-cryptsetup, tpm2-tools
 Suggests: dracut
 Installed-Size: @SIZE@
 Description: takes care of a read-only, verified Linux device

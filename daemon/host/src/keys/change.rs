@@ -1,7 +1,8 @@
 //! Carries out a change of the key slots: each step is written down before it is taken.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::{self, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use nemos_model::keys::{Change, KeyslotId, Next, Provider, Refused};
@@ -9,8 +10,9 @@ use nemos_model::state::DeviceState;
 use thiserror::Error;
 use tracing::{info, warn};
 
+use crate::command::CommandError;
 use crate::cryptsetup::CryptError;
-use crate::keys::{Secret, header};
+use crate::keys::{Key, Secret, header, tpm2};
 use crate::state::StateError;
 
 /// Name of the copy of the header that there is while a slot is added, in the state folder. It opens with the keys of its time,
@@ -41,6 +43,12 @@ pub enum ChangeError {
         /// The slot.
         slot: KeyslotId,
     },
+    /// A program failed.
+    #[error(transparent)]
+    Command(#[from] CommandError),
+    /// There are two keys of the TPM already.
+    #[error("the TPM keeps two keys of the volume, and tells them apart by their policy: remove one first")]
+    Tpm2Full,
     /// The copy of the header.
     #[error("cannot {action} the copy of the header {}: {source}", path.display())]
     Backup {
@@ -62,6 +70,15 @@ pub trait Memory {
     fn change(&self, work: &mut dyn FnMut(&mut DeviceState) -> Result<(), Refused>) -> Result<(), ChangeError>;
 }
 
+/// A key that is to be added.
+#[derive(Debug)]
+pub enum NewKey {
+    /// A secret of that provider.
+    Secret(Provider, Secret),
+    /// One that the TPM makes and keeps.
+    Tpm2,
+}
+
 /// The volume whose keys are changed.
 #[derive(Debug, Clone, Copy)]
 pub struct Keys<'a> {
@@ -73,21 +90,16 @@ pub struct Keys<'a> {
 
 impl Keys<'_> {
     /// Adds the slot of a change that enrols or rotates. When this returns, the slot was seen to open the volume.
-    pub fn add(
-        &self,
-        memory: &impl Memory,
-        change: &Change,
-        provider: Provider,
-        unlock: &Secret,
-        new: &Secret,
-    ) -> Result<(), ChangeError> {
+    pub fn add(&self, memory: &impl Memory, change: &Change, unlock: &Key, new: &NewKey) -> Result<(), ChangeError> {
         let unlocks =
             self.opens(unlock)?.ok_or_else(|| ChangeError::WrongKey { partition: self.partition.to_owned() })?;
-        if let Some(slot) = self.opens(new)? {
+        if let NewKey::Secret(_, secret) = new
+            && let Some(slot) = self.opens_secret(secret)?
+        {
             return Err(ChangeError::NotNew { slot });
         }
         memory.change(&mut |state| state.begin_key_change(change.clone()))?;
-        let added = self.add_and_prove(change, provider, unlock, unlocks, new);
+        let added = self.add_and_prove(change, unlock, unlocks, new);
         if let Err(error) = added {
             self.settle(memory, None).unwrap_or_else(|error| warn!("the next start clears up: {error}"));
             return Err(error);
@@ -102,20 +114,25 @@ impl Keys<'_> {
     fn add_and_prove(
         &self,
         change: &Change,
-        provider: Provider,
-        unlock: &Secret,
+        unlock: &Key,
         unlocks: KeyslotId,
-        new: &Secret,
+        new: &NewKey,
     ) -> Result<(), ChangeError> {
         let (Some(slot), Some(record)) = (change.new_slot(), change.record()) else { return Ok(()) };
         self.back_up()?;
-        header::add(self.partition, slot, provider, unlock, new)?;
-        if let Err(error) = header::try_secret(self.partition, unlock, Some(unlocks)) {
+        match new {
+            NewKey::Secret(provider, secret) => header::add(self.partition, slot, *provider, unlock, secret)?,
+            NewKey::Tpm2 => tpm2::enroll(self.partition, unlock)?,
+        }
+        if let Err(error) = header::try_key(self.partition, unlock, Some(unlocks)) {
             warn!("the header is put back, for the key that was there does not open it any more: {error}");
             header::restore(self.partition, &self.backup())?;
             return Err(error.into());
         }
-        header::try_secret(self.partition, new, Some(slot))?;
+        match new {
+            NewKey::Secret(_, secret) => header::try_secret(self.partition, secret, Some(slot))?,
+            NewKey::Tpm2 => header::try_key(self.partition, &Key::Tpm2, Some(slot))?,
+        };
         Ok(header::record_on(self.partition, slot, record)?)
     }
 
@@ -143,8 +160,16 @@ impl Keys<'_> {
         })
     }
 
+    /// The slot that a key opens, if it opens one.
+    pub fn opens(&self, key: &Key) -> Result<Option<KeyslotId>, ChangeError> {
+        match key {
+            Key::Secret(secret) => self.opens_secret(secret),
+            Key::Tpm2 => Ok(Some(header::try_key(self.partition, key, None)?)),
+        }
+    }
+
     /// The slot that a secret opens, if it opens one.
-    pub fn opens(&self, secret: &Secret) -> Result<Option<KeyslotId>, ChangeError> {
+    pub fn opens_secret(&self, secret: &Secret) -> Result<Option<KeyslotId>, ChangeError> {
         match header::try_secret(self.partition, secret, None) {
             Ok(slot) => Ok(Some(slot)),
             Err(error) if error.is_wrong_key() => Ok(None),
@@ -173,10 +198,12 @@ impl Keys<'_> {
 /// Overwrites and deletes the copy of the header in a state folder, if there is one.
 pub fn destroy_backup(state: &Path) -> io::Result<()> {
     let path = state.join(BACKUP);
-    let mut file = match File::options().write(true).open(&path) {
+    // libcryptsetup makes it so that not even its owner may write to it.
+    match fs::set_permissions(&path, Permissions::from_mode(0o600)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        opened => opened?,
-    };
+        changed => changed?,
+    }
+    let mut file = File::options().write(true).open(&path)?;
     let mut left = file.metadata()?.len();
     let zeros = vec![0; 1 << 20];
     while left > 0 {

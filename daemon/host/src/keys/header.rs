@@ -11,7 +11,8 @@ use nemos_model::keys::{KeyslotId, Provider, Record, Slot, slot};
 
 use crate::cryptsetup::{self, CryptError};
 use crate::integrity::scrub::header::metadata;
-use crate::keys::Secret;
+use crate::keys::context::add_by_token;
+use crate::keys::{Key, Secret, tpm2};
 
 /// Milliseconds that a passphrase is stretched for, on this device.
 const STRETCH: u32 = 1000;
@@ -31,7 +32,7 @@ pub(crate) fn pbkdf(provider: Provider) -> CryptPbkdfType {
             parallel_threads: 2,
             flags: CryptPbkdf::empty(),
         },
-        Provider::DemoKey | Provider::RecoveryKey => CryptPbkdfType {
+        Provider::DemoKey | Provider::Tpm2 | Provider::RecoveryKey => CryptPbkdfType {
             type_: CryptKdf::Pbkdf2,
             hash: Some("sha256".to_owned()),
             time_ms: 0,
@@ -64,6 +65,41 @@ pub fn slots(partition: &Path) -> io::Result<Vec<Slot>> {
     metadata.map(|metadata| slot::slots(&metadata)).map_err(named)
 }
 
+/// The key slot that a key opens: of all, or of that one alone. Nothing is opened.
+pub fn try_key(partition: &Path, key: &Key, only: Option<KeyslotId>) -> Result<KeyslotId, CryptError> {
+    match key {
+        Key::Secret(secret) => try_secret(partition, secret, only),
+        Key::Tpm2 => try_tpm2(partition, only),
+    }
+}
+
+fn try_tpm2(partition: &Path, only: Option<KeyslotId>) -> Result<KeyslotId, CryptError> {
+    let none = io::Error::new(io::ErrorKind::NotFound, "it has no token of a TPM");
+    let mut refusal = CryptError::strange("ask the TPM for a key of", partition, &none);
+    for token in tpm2::tokens(partition) {
+        if only.is_some_and(|only| only != token.slot) {
+            continue;
+        }
+        let opened = with("ask the TPM for a key of", partition, |device| {
+            device.token_handle().activate_by_token::<()>(None, Some(token.number), None, CryptActivate::empty())
+        });
+        match opened {
+            Ok(slot) => return keyslot(partition, slot),
+            Err(error) => refusal = error,
+        }
+    }
+    Err(refusal)
+}
+
+/// Opens the volume as that mapping, with the key of a TPM for that slot, and gives the slot.
+pub(crate) fn open_by_tpm2(partition: &Path, slot: KeyslotId, mapping: &str) -> Result<(), CryptError> {
+    let token = tpm2::tokens(partition).into_iter().find(|token| token.slot == slot).map(|token| token.number);
+    with("open the encrypted volume on", partition, |device| {
+        let flags = CryptActivate::empty();
+        device.token_handle().activate_by_token::<()>(Some(mapping), token, None, flags).map(drop)
+    })
+}
+
 /// The key slot that a secret opens: of all, or of that one alone. Nothing is opened.
 pub fn try_secret(partition: &Path, secret: &Secret, only: Option<KeyslotId>) -> Result<KeyslotId, CryptError> {
     let opened = with("try a key on", partition, |device| {
@@ -83,14 +119,24 @@ pub(super) fn add(
     partition: &Path,
     slot: KeyslotId,
     provider: Provider,
-    unlock: &Secret,
+    unlock: &Key,
     new: &Secret,
 ) -> Result<(), CryptError> {
-    with("add a key to", partition, |device| {
-        device.settings_handle().set_pbkdf_type(&pbkdf(provider))?;
-        device.keyslot_handle().add_by_passphrase(Some(slot.into()), unlock.expose(), new.expose())?;
-        Ok(())
-    })
+    match unlock {
+        Key::Secret(unlock) => with("add a key to", partition, |device| {
+            device.settings_handle().set_pbkdf_type(&pbkdf(provider))?;
+            device.keyslot_handle().add_by_passphrase(Some(slot.into()), unlock.expose(), new.expose())?;
+            Ok(())
+        }),
+        Key::Tpm2 => {
+            let action = "add a key to";
+            let opens = try_tpm2(partition, None)?;
+            let token = tpm2::tokens(partition).into_iter().find(|token| token.slot == opens);
+            let token = token.map(|token| token.number).unwrap_or_default();
+            let added = add_by_token(partition, token, slot, provider, new);
+            added.map_err(|error| CryptError::strange(action, partition, &error))
+        }
+    }
 }
 
 /// Records in the header what opens a key slot.

@@ -14,20 +14,31 @@ use zeroize::Zeroizing;
 
 mod ask;
 mod change;
+mod context;
 mod escrow;
 mod header;
+mod tpm2;
 
 pub use ask::{ask, credential};
-pub use change::{BACKUP, ChangeError, Keys, Memory, destroy_backup};
+pub use change::{BACKUP, ChangeError, Keys, Memory, NewKey, destroy_backup};
 pub use escrow::{EscrowError, Recipient};
-pub(crate) use header::{keyslot, pbkdf, record};
-pub use header::{slots, try_secret};
+pub(crate) use header::{keyslot, open_by_tpm2, pbkdf, record};
+pub use header::{slots, try_key, try_secret};
 
 /// Most bytes of a key file that are used: cryptsetup's own limit (8 MiB) is far beyond any key.
 const MAX_KEY_FILE: u64 = 64 * 1024;
 /// Most bytes that cryptsetup(8) takes from a terminal.
 const MAX_TYPED: usize = 512;
 const MAX_SECRET: usize = 64 * 1024;
+
+/// What opens a volume.
+#[derive(Debug)]
+pub enum Key {
+    /// These bytes.
+    Secret(Secret),
+    /// What the device's TPM keeps.
+    Tpm2,
+}
 
 /// Bytes that open a volume. They are wiped on drop and cannot be printed.
 pub struct Secret(Zeroizing<Vec<u8>>);

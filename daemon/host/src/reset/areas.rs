@@ -62,7 +62,10 @@ impl Areas {
 
     fn open_overlay(&mut self, work: &Work<'_>, partition: PathBuf, place: &Path) -> Result<(), AreaError> {
         overlay::close(&partition)?;
-        overlay::open(&partition, work.unlock)?;
+        match work.unlock {
+            Some((key, slot)) => overlay::open_slot(&partition, key, slot)?,
+            None => drop(overlay::open(&partition, work.secret)?),
+        }
         self.volume = Some(partition);
         let upper = self.folder.join("volume");
         overlay::mount_file_system(&upper)?;

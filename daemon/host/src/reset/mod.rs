@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nemos_model::job::{Job, Kind};
+use nemos_model::keys::KeyslotId;
 use nemos_model::partitions::Partition;
 use nemos_model::reset::audit::Audit;
 use nemos_model::reset::{Scope, Step};
@@ -13,7 +14,7 @@ use nemos_model::state::Outcome;
 use thiserror::Error;
 
 use crate::command::CommandError;
-use crate::keys::{BACKUP, Secret, destroy_backup};
+use crate::keys::{BACKUP, Key, Secret, destroy_backup};
 use crate::mkfs;
 use crate::overlay::{self, OverlayError};
 use crate::partitions::{Disk, DiskError};
@@ -78,10 +79,10 @@ pub enum StepError {
 pub struct Work<'a> {
     /// The disk.
     pub disk: &'a Disk,
-    /// What opens the overlay's volume that there is.
-    pub unlock: &'a Secret,
-    /// What opens one that is made.
+    /// What opens a volume that is made.
     pub secret: &'a Secret,
+    /// What opens the overlay's volume that there is, by which key slot, if it is another.
+    pub unlock: Option<(&'a Key, KeyslotId)>,
     /// Where the read-only root is mounted.
     pub lower: &'a Path,
     /// Where `p.lxstate` is mounted.

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use nemos_host::keys::{ChangeError, Keys, Memory, Secret, slots};
+use nemos_host::keys::{ChangeError, Key, Keys, Memory, NewKey, Secret, slots};
 use nemos_host::state::Store;
 use nemos_model::Timestamp;
 use nemos_model::job::{JobState, Requester};
@@ -33,7 +33,9 @@ fn with_a_recovery_key_only(device: &Device) -> Secret {
         let known = slots(&partition).unwrap();
         let known = Known { slots: &known, opened_by: None };
         let change = known.enroll(Provider::RecoveryKey, Requester::image(), Timestamp(7)).unwrap();
-        keys.add(&notes, &change, Provider::RecoveryKey, &Secret::typed("insecure"), &recovery).unwrap();
+        let typed = Secret::typed(std::str::from_utf8(recovery.expose()).unwrap());
+        let new = NewKey::Secret(Provider::RecoveryKey, typed);
+        keys.add(&notes, &change, &Key::Secret(Secret::typed("insecure")), &new).unwrap();
         let known = slots(&partition).unwrap();
         let demo = KeyslotId::try_from(0).unwrap();
         let known = Known { slots: &known, opened_by: None };

@@ -1,7 +1,9 @@
 //! Whether the next boot opens the overlay's volume by itself.
 
+use std::collections::BTreeMap;
+
+use crate::keys::Provider;
 use crate::keys::slot::{KeyslotId, Origin, Slot};
-use crate::keys::{Provider, Record};
 use crate::words::words;
 
 words! {
@@ -38,41 +40,39 @@ pub struct Forecast {
     pub ways: Vec<Way>,
 }
 
-/// What was tried: the slot that the demo key opens now, if there is a demo key; `None` inside if it opens none.
-pub type Tried = Option<Option<KeyslotId>>;
+/// What came of trying what needs nobody, for each key slot that it may fit: the provider that opens it, or why none does.
+pub type Tried = BTreeMap<KeyslotId, Result<Provider, String>>;
 
 /// Forecasts the next boot.
-pub fn forecast(slots: &[Slot], tried: Tried) -> Forecast {
+pub fn forecast(slots: &[Slot], tried: &Tried) -> Forecast {
     let ways: Vec<Way> = slots.iter().map(|slot| way(slot, tried)).collect();
-    let best = |outlook| ways.iter().any(|way: &Way| way.outlook == outlook);
-    let outlook = [Outlook::ByItself, Outlook::NeedsSomebody].into_iter().find(|outlook| best(*outlook));
+    let has = |outlook: &Outlook| ways.iter().any(|way: &Way| way.outlook == *outlook);
+    let outlook = Outlook::ALL.iter().copied().find(has);
     Forecast { outlook: outlook.unwrap_or(Outlook::LockedOut), ways }
 }
 
-fn way(slot: &Slot, tried: Tried) -> Way {
-    let (provider, outlook, why) = match &slot.origin {
-        _ if tried.flatten() == Some(slot.id) => (
-            Provider::DemoKey.name().to_owned(),
-            Outlook::ByItself,
-            "the demo key in the initrd opens it, as was tried now",
-        ),
-        Origin::Recorded(Record { provider: Provider::DemoKey, .. }) => {
-            let why = if tried.is_some() { "the initrd's key does not open it" } else { "the initrd has no demo key" };
-            (Provider::DemoKey.name().to_owned(), Outlook::LockedOut, why)
-        }
-        Origin::Recorded(Record { provider, .. }) => {
-            (provider.name().to_owned(), Outlook::NeedsSomebody, "somebody types it at the console")
-        }
-        Origin::Foreign(kind) => (kind.clone(), Outlook::LockedOut, "nemos-initrd does not know such a token"),
-        Origin::Unrecorded => ("unknown".to_owned(), Outlook::LockedOut, "nothing says what opens it"),
+fn way(slot: &Slot, tried: &Tried) -> Way {
+    let named = match &slot.origin {
+        Origin::Recorded(record) => record.provider.name().to_owned(),
+        Origin::Foreign(kind) => kind.clone(),
+        Origin::Unrecorded => "unknown".to_owned(),
     };
-    Way { slot: slot.id, provider, outlook, why: why.to_owned() }
+    let (provider, outlook, why) = match (tried.get(&slot.id), slot.provider()) {
+        (Some(Ok(provider)), _) => (provider.name().to_owned(), Outlook::ByItself, "it was tried now".to_owned()),
+        (_, Some(provider)) if provider.needs_somebody() => {
+            (named, Outlook::NeedsSomebody, "somebody types it at the console".to_owned())
+        }
+        (Some(Err(why)), _) => (named, Outlook::LockedOut, why.clone()),
+        (None, _) => (named, Outlook::LockedOut, "nothing that nemos-initrd knows opens it".to_owned()),
+    };
+    Way { slot: slot.id, provider, outlook, why }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::Timestamp;
+    use crate::keys::Record;
 
     #[test]
     fn the_best_way_counts_and_each_says_why() {
@@ -81,14 +81,18 @@ mod tests {
             id: id(number),
             origin: Origin::Recorded(Record { provider, created: Timestamp(0) }),
         };
-        let demo = recorded(0, Provider::DemoKey);
-        let typed = recorded(1, Provider::RecoveryKey);
-        let outlook = |slots: &[Slot], tried| forecast(slots, tried).outlook;
-        assert_eq!(outlook(&[demo.clone(), typed.clone()], Some(Some(id(0)))), Outlook::ByItself);
-        assert_eq!(outlook(&[demo.clone(), typed.clone()], None), Outlook::NeedsSomebody);
-        assert_eq!(outlook(&[demo], Some(None)), Outlook::LockedOut);
+        let (demo, typed) = (recorded(0, Provider::DemoKey), recorded(1, Provider::RecoveryKey));
+        let outlook = |slots: &[Slot], tried: Tried| forecast(slots, &tried).outlook;
+        let opens = |number, provider| Tried::from([(id(number), Ok(provider))]);
+        let fails = |number| Tried::from([(id(number), Err("the TPM says no".to_owned()))]);
+        assert_eq!(outlook(&[demo.clone(), typed.clone()], opens(0, Provider::DemoKey)), Outlook::ByItself);
+        assert_eq!(outlook(&[demo.clone(), typed], fails(0)), Outlook::NeedsSomebody);
+        assert_eq!(outlook(&[demo], fails(0)), Outlook::LockedOut);
+        assert_eq!(outlook(&[recorded(2, Provider::Tpm2)], opens(2, Provider::Tpm2)), Outlook::ByItself);
+        let told = forecast(&[recorded(2, Provider::Tpm2)], &fails(2));
+        assert_eq!((told.outlook, told.ways[0].why.as_str()), (Outlook::LockedOut, "the TPM says no"));
         let unrecorded = Slot { id: id(5), origin: Origin::Unrecorded };
-        assert_eq!(outlook(std::slice::from_ref(&unrecorded), Some(Some(id(5)))), Outlook::ByItself);
-        assert_eq!(outlook(&[unrecorded], Some(None)), Outlook::LockedOut);
+        assert_eq!(outlook(std::slice::from_ref(&unrecorded), opens(5, Provider::DemoKey)), Outlook::ByItself);
+        assert_eq!(outlook(&[unrecorded], Tried::new()), Outlook::LockedOut);
     }
 }

@@ -25,6 +25,8 @@ words! {
     Provider {
         /// [`DEMO_KEY_FILE`].
         DemoKey = "demo-key",
+        /// A key that the device's TPM keeps, and gives out to a boot that Secure Boot has let through as before.
+        Tpm2 = "tpm2",
         /// What somebody types at the console.
         Passphrase = "passphrase",
         /// A key that the device made, kept elsewhere, and typed when nothing else works.
@@ -35,7 +37,7 @@ words! {
 impl Provider {
     /// Whether somebody has to be there.
     pub const fn needs_somebody(self) -> bool {
-        !matches!(self, Provider::DemoKey)
+        !matches!(self, Provider::DemoKey | Provider::Tpm2)
     }
 
     /// What a caller may ask for; the demo key is the image's.

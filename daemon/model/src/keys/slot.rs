@@ -90,6 +90,14 @@ pub struct Slot {
 }
 
 impl Slot {
+    /// When it was made, if it is one of ours.
+    pub const fn created(&self) -> Option<Timestamp> {
+        match &self.origin {
+            Origin::Recorded(record) => Some(record.created),
+            Origin::Foreign(_) | Origin::Unrecorded => None,
+        }
+    }
+
     /// What opens it, if it is one of ours.
     pub const fn provider(&self) -> Option<Provider> {
         match &self.origin {
@@ -127,11 +135,49 @@ fn origin(token: &Value) -> Origin {
         .map_or_else(|| Origin::Foreign(kind.chars().filter(|c| !c.is_control()).take(80).collect()), Origin::Recorded)
 }
 
-/// The tokens of ours that are about no key slot that is there: numbers of tokens.
+/// A token of systemd's for a key that a TPM keeps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tpm2Token {
+    /// Its number.
+    pub number: u32,
+    /// The key slot that it opens.
+    pub slot: KeyslotId,
+    pcrs: Vec<u64>,
+}
+
+impl Tpm2Token {
+    /// The PCRs that must be what they were, as systemd-cryptenroll(1) has them: `7+14`.
+    pub fn pcrs(&self) -> String {
+        self.pcrs.iter().map(u64::to_string).collect::<Vec<_>>().join("+")
+    }
+}
+
+/// systemd's type of such tokens. Source: systemd-cryptenroll(1).
+const TPM2_TOKEN_TYPE: &str = "systemd-tpm2";
+
+/// The tokens of a TPM; the newest first, as far as we recorded when their key slots were made.
+pub fn tpm2_tokens(metadata: &Value) -> Vec<Tpm2Token> {
+    let tokens = metadata["tokens"].as_object().into_iter().flatten();
+    let mut tokens: Vec<Tpm2Token> = tokens
+        .filter(|(_, token)| token["type"] == TPM2_TOKEN_TYPE)
+        .filter_map(|(number, token)| {
+            let slot = token["keyslots"].as_array()?.first()?.as_str()?.parse::<u32>().ok()?.try_into().ok()?;
+            let pcrs = token["tpm2-pcrs"].as_array().into_iter().flatten().filter_map(Value::as_u64).collect();
+            Some(Tpm2Token { number: number.parse().ok()?, slot, pcrs })
+        })
+        .collect();
+    let slots = slots(metadata);
+    let created = |token: &Tpm2Token| slots.iter().find(|slot| slot.id == token.slot).and_then(Slot::created);
+    tokens.sort_by_key(|token| std::cmp::Reverse((created(token), token.slot)));
+    tokens
+}
+
+/// The tokens that we made, or had a TPM make, that are about no key slot that is there: numbers of tokens.
 pub fn stale_tokens(metadata: &Value) -> Vec<u32> {
     let is_there = |slot: &Value| slot.as_str().is_some_and(|slot| metadata["keyslots"].get(slot).is_some());
     let is_stale = |token: &Value| {
-        token["type"] == TOKEN_TYPE && !token["keyslots"].as_array().is_some_and(|slots| slots.iter().any(is_there))
+        [TOKEN_TYPE, TPM2_TOKEN_TYPE].iter().any(|ours| token["type"] == *ours)
+            && !token["keyslots"].as_array().is_some_and(|slots| slots.iter().any(is_there))
     };
     let tokens = metadata["tokens"].as_object().into_iter().flatten();
     tokens.filter(|(_, token)| is_stale(token)).filter_map(|(number, _)| number.parse().ok()).collect()

@@ -16,7 +16,7 @@ use zbus::message::Header;
 
 use crate::bus::Service;
 use crate::journal;
-use crate::keys::{self, NewKey};
+use crate::keys::{self, Wanted};
 
 /// How long a secret may take to come through its file descriptor.
 const ARRIVES: Duration = Duration::from_secs(30);
@@ -64,13 +64,18 @@ impl Keys {
             return Err(Error::new(ErrorKind::InvalidArgument, message));
         }
         let unlock = read_if_given(options.unlock).await?;
+        if provider == Provider::Tpm2 {
+            let wanted = Wanted { provider, rotates, unlock, secret: None };
+            let slot = keys::add(&self.service, wanted, by).await?;
+            return Ok((slot, slot.into()));
+        }
         let secret = read(secret).await?;
         if !secret.can_be_typed() {
             let message =
                 "a passphrase is typed at the console: UTF-8 text of at most 512 bytes, without control characters";
             return Err(Error::new(ErrorKind::InvalidArgument, message));
         }
-        let slot = keys::add(&self.service, NewKey { provider, rotates, unlock, secret }, by).await?;
+        let slot = keys::add(&self.service, Wanted { provider, rotates, unlock, secret: Some(secret) }, by).await?;
         Ok((slot, slot.into()))
     }
 }
@@ -160,8 +165,8 @@ impl Keys {
                 secret.seal(&recipients).map_err(|error| not_sealed(&error))?.send()
             };
             let given = given.map_err(failed)?;
-            let new = NewKey { provider: Provider::RecoveryKey, rotates: rotate, unlock, secret };
-            Ok((keys::add(&self.service, new, by).await?, given.into()))
+            let wanted = Wanted { provider: Provider::RecoveryKey, rotates: rotate, unlock, secret: Some(secret) };
+            Ok((keys::add(&self.service, wanted, by).await?, given.into()))
         };
         self.on_request(&call, action::KEYS_RECOVERY, work).await
     }

@@ -1,6 +1,6 @@
 //! The keys that open the overlay.
 
-use nemos_tests::{Case, Device};
+use nemos_tests::{Case, Device, Disk, Failed};
 
 pub fn a_recovery_key_takes_the_demo_keys_place() -> Case {
     let mut device = Device::running()?;
@@ -66,4 +66,45 @@ pub fn what_is_no_key_is_refused_in_a_sentence() -> Case {
     }
     assert_eq!(device.says("nemosctl keys --json | grep --count provider")?, "1");
     Ok(())
+}
+
+pub fn a_tpm_opens_the_overlay_until_it_has_reason_not_to() -> Case {
+    let mut device = Disk::fresh()?.with_tpm().boots()?;
+    device.says("echo mine > /etc/made-here")?;
+    device.says("nemosctl keys enroll tpm2")?;
+    let recovery = device.tells("nemosctl keys recovery create --json")?;
+    let recovery = recovery["recovery_key"].as_str().ok_or("no key")?.to_owned();
+    device.says("nemosctl keys remove 0")?;
+    device.reboots()?;
+    assert_eq!(opened_by(&mut device)?, "tpm2");
+    assert_eq!(device.says("cat /etc/made-here")?, "mine");
+
+    // By what the TPM keeps, for nobody has another key at hand.
+    device.says("nemosctl keys rotate tpm2")?;
+    device.reboots()?;
+    device.says("timeout 60 sh -c 'until [ $(nemosctl keys --json | grep --count tpm2) = 1 ]; do sleep 0.5; done'")?;
+    assert_eq!(opened_by(&mut device)?, "tpm2");
+    assert_eq!(
+        device.says("nemosctl keys forecast")?.lines().next(),
+        Some("the next boot opens the overlay by itself")
+    );
+
+    device.says("tpm2_pcrextend 7:sha256=0000000000000000000000000000000000000000000000000000000000000001")?;
+    let forecast = device.run("nemosctl keys forecast")?;
+    assert!(forecast.status == 1 && forecast.stdout.contains("recovery-key"), "{forecast:?}");
+    // Another machine has another TPM, or none.
+    let mut device = device.powers_off()?.boots_given(&recovery)?;
+    assert_eq!(opened_by(&mut device)?, "recovery-key");
+    assert_eq!(device.says("cat /etc/made-here")?, "mine");
+    Ok(())
+}
+
+/// The provider of the key that opened this boot.
+fn opened_by(device: &mut Device) -> Result<String, Failed> {
+    let slots = device.tells("nemosctl keys --json")?;
+    let opened = slots.as_array().into_iter().flatten().find(|slot| slot["opened_boot"] == true);
+    Ok(opened
+        .and_then(|slot| slot["provider"].as_str())
+        .ok_or_else(|| format!("nothing opened it: {slots}"))?
+        .to_owned())
 }

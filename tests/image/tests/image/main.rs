@@ -80,6 +80,7 @@ fn main() -> ExitCode {
         reset::a_reset_that_cannot_be_finished_leaves_the_device_up_and_can_be_tried_again,
         keys::a_recovery_key_takes_the_demo_keys_place,
         keys::what_is_no_key_is_refused_in_a_sentence,
+        keys::a_tpm_opens_the_overlay_until_it_has_reason_not_to,
         certificate::the_key_in_a_file_outlives_resets_and_certifies_them,
         certificate::the_key_in_a_tpm_outlives_a_reset_and_certifies_it,
         power::a_reset_that_loses_its_power_is_finished_at_the_next_boot,

@@ -54,6 +54,10 @@ install() {
     inst_libdir_file "libgcc_s.so.*"
     inst_multiple -o /usr/lib/nemos/nemos-initrd
 
+    # A key that a TPM keeps: systemd's plugin for libcryptsetup, and what it loads.
+    inst_libdir_file "cryptsetup/libcryptsetup-token-systemd-tpm2.so" \
+        "libtss2-esys.so.*" "libtss2-mu.so.*" "libtss2-rc.so.*" "libtss2-sys.so.*" "libtss2-tcti-device.so.*"
+
     inst_simple "$moddir/nemos-initrd.service" "$systemdsystemunitdir/nemos-initrd.service"
     mkdir -p "$initdir$systemdsystemunitdir/initrd-root-fs.target.requires"
     ln -sf ../nemos-initrd.service "$initdir$systemdsystemunitdir/initrd-root-fs.target.requires/nemos-initrd.service"
