@@ -24,7 +24,7 @@ use tempfile::TempDir;
 
 const MIB: u64 = 1 << 20;
 /// How many rotations in a row CI makes; `NEMOS_ROTATIONS=20000` makes more.
-const ROTATIONS: u32 = 100;
+const ROTATIONS: u32 = 30;
 
 fn main() -> ExitCode {
     nemos_rig::main(nemos_rig::tests![

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use libtest_mimic::Failed;
-use nemos_image::vm::{self, Boot, Config, Format};
+use nemos_image::vm::{self, Config, Format};
 use nemos_model::partitions::Partition;
 use tempfile::TempDir;
 
@@ -51,11 +51,10 @@ impl Disk {
         self.folder.path()
     }
 
-    /// Switches a device with this disk on. With a TPM, it has firmware, which measures what it starts.
+    /// Switches a device with this disk on.
     pub fn starts(self) -> Result<Device, Failed> {
         let tpm = self.has_tpm.then(|| self.folder.path().join("tpm"));
-        let boot = if self.has_tpm { Boot::Firmware } else { kernel()? };
-        let config = Config { tpm, boot, ..config(self.vm_disk()) };
+        let config = Config { tpm, boot: kernel()?, ..config(self.vm_disk()) };
         Device::start(self, &config)
     }
 
