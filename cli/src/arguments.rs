@@ -51,6 +51,8 @@ pub enum Command {
     Metrics(Metrics),
     /// See what is damaged, and read the storage through to find what is
     Integrity(Integrity),
+    /// See what differs from the factory image
+    Overlay(Overlay),
     /// See and change the keys that open the overlay
     Keys(Keys),
     /// See or take back what was asked of the device
@@ -241,6 +243,31 @@ pub enum IntegrityCommand {
         /// Stop scrubs instead
         #[arg(long, conflicts_with_all = ["rate", "no_wait"])]
         cancel: bool,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  nemosctl overlay                     where changes go, and how much room they take
+  nemosctl overlay diff                what differs from the factory image
+  nemosctl overlay diff /etc --json
+  nemosctl overlay diff --stat         how many changes, and how large, by folder
+
+A file that was only copied up, and is as the image has it, is no change.")]
+pub struct Overlay {
+    #[command(subcommand)]
+    pub command: Option<OverlayCommand>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum OverlayCommand {
+    /// List what differs from the factory image: added, changed, metadata, deleted, replaced, renamed, type
+    Diff {
+        /// Only at and below this path
+        path: Option<String>,
+        /// Only totals, by folder
+        #[arg(long)]
+        stat: bool,
     },
 }
 

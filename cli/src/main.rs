@@ -24,6 +24,7 @@ mod keys;
 mod manifest;
 mod metrics;
 mod output;
+mod overlay;
 mod reset;
 mod status;
 mod style;
@@ -113,6 +114,7 @@ async fn run(command: Command, output: Output) -> Result<u8, Failure> {
             reset::run(&connect().await?, arguments, output).await
         }
         Command::Integrity(arguments) => integrity::run(&connect().await?, arguments, output).await,
+        Command::Overlay(arguments) => overlay::run(&connect().await?, arguments, output).await,
         Command::Keys(arguments) => keys::run(&connect().await?, arguments, output).await,
         Command::Job(command) => job::run(&connect().await?, command, output).await,
     }

@@ -13,6 +13,7 @@ pub mod job;
 pub mod keys;
 pub mod manager;
 pub mod options;
+pub mod overlay;
 pub mod reset;
 
 pub use error::{CallError, Error, ErrorKind};
@@ -45,6 +46,8 @@ pub mod action {
     pub const KEYS_REMOVE: &str = "org.nemos.device1.keys.remove";
     /// Have the device make a recovery key, and see it.
     pub const KEYS_RECOVERY: &str = "org.nemos.device1.keys.recovery";
+    /// See which files differ from the factory image.
+    pub const OVERLAY_CHANGES: &str = "org.nemos.device1.overlay.changes";
     /// Take back a job that has not begun.
     pub const JOB_CANCEL: &str = "org.nemos.device1.job.cancel";
 }

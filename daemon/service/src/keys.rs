@@ -2,12 +2,13 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nemos_api::{Error, ErrorKind};
 use nemos_host::keys::{ChangeError, Key, Keys, Memory, NewKey, Secret, read_key_file, try_key};
 use nemos_host::partitions::Disk;
+use nemos_model::health::Finding;
 use nemos_model::job::Requester;
 use nemos_model::keys::change::Known;
 use nemos_model::keys::forecast::Tried;
@@ -18,13 +19,29 @@ use nemos_model::state::DeviceState;
 use tokio::runtime::Handle;
 use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use crate::bus::Service;
 
-/// Held by who changes the keys.
+/// What is known of the keys beyond what their header says.
 #[derive(Debug, Default)]
-pub struct Alone(Mutex<()>);
+pub struct Keyring {
+    /// Held by who changes them.
+    alone: Mutex<()>,
+    /// What the last forecast was.
+    foreseen: std::sync::Mutex<Option<Forecast>>,
+}
+
+impl Keyring {
+    /// What health says of the next boot, as far as it was tried.
+    pub fn finding(&self) -> Option<Finding> {
+        self.foreseen().as_ref().and_then(Forecast::finding)
+    }
+
+    fn foreseen(&self) -> MutexGuard<'_, Option<Forecast>> {
+        self.foreseen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// A key that is to be added.
 pub struct Wanted {
@@ -43,22 +60,26 @@ pub async fn add(service: &Arc<Service>, wanted: Wanted, by: Requester) -> Resul
     let Wanted { provider, rotates, unlock, secret } = wanted;
     let new = secret.map_or(NewKey::Tpm2, |secret| NewKey::Secret(provider, secret));
     let at = service.desk.now();
-    work(service, move |place, known, memory| {
+    let added = work(service, move |place, known, memory| {
         let change = if rotates { known.rotate(provider, by, at) } else { known.enroll(provider, by, at) }?;
         let unlock = unlock.map_or_else(|| at_hand(known.slots), |secret| Ok(Key::Secret(secret)))?;
         place.add(memory, &change, &unlock, &new).map_err(|error| not_changed(&error))?;
         change.new_slot().ok_or_else(|| Error::new(ErrorKind::Failed, "no key slot was added"))
-    })
-    .await
+    });
+    let added = added.await;
+    foresee(service).await;
+    added
 }
 
 /// Removes the key in a slot.
 pub async fn remove(service: &Arc<Service>, slot: KeyslotId, by: Requester) -> Result<(), Error> {
     let at = service.desk.now();
-    work(service, move |place, known, memory| {
+    let removed = work(service, move |place, known, memory| {
         place.remove(memory, &known.remove(slot, by, at)?).map_err(|error| not_changed(&error))
-    })
-    .await
+    });
+    let removed = removed.await;
+    foresee(service).await;
+    removed
 }
 
 /// Clears up what was interrupted, and ends what this boot confirms.
@@ -67,7 +88,7 @@ pub async fn settle(service: &Arc<Service>) {
         place.settle(memory, known.opened_by).map_err(|error| not_changed(&error))
     });
     match settled.await {
-        Ok(()) => {}
+        Ok(()) => foresee(service).await,
         Err(error) if error.kind == ErrorKind::NotSupported => {}
         Err(error) => warn!("a change of the keys cannot be brought to its end: {error}"),
     }
@@ -75,7 +96,16 @@ pub async fn settle(service: &Arc<Service>) {
 
 /// Tries what the next boot will try.
 pub async fn forecast_boot(service: &Arc<Service>) -> Result<Forecast, Error> {
-    work(service, |place, known, _| Ok(forecast(known.slots, &tried(place, known.slots)))).await
+    let forecast = work(service, |place, known, _| Ok(forecast(known.slots, &tried(place, known.slots)))).await?;
+    *service.keys.foreseen() = Some(forecast.clone());
+    Ok(forecast)
+}
+
+/// The same, for health alone.
+async fn foresee(service: &Arc<Service>) {
+    if let Err(error) = forecast_boot(service).await {
+        debug!("no forecast of the next boot: {error}");
+    }
 }
 
 /// Works on the volume's keys, on a thread that may block.
@@ -83,7 +113,7 @@ async fn work<T: Send + 'static>(
     service: &Arc<Service>,
     work: impl FnOnce(Keys<'_>, Known<'_>, &Desk) -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
-    let _alone = service.keys.0.lock().await;
+    let _alone = service.keys.alone.lock().await;
     let seen = service.desk.seen().await?;
     let memory = Desk { service: Arc::clone(service), runtime: Handle::current() };
     let done = spawn_blocking(move || {

@@ -15,7 +15,7 @@ use nemosd::desk::Desk;
 use nemosd::device::ThisDevice;
 use nemosd::integrity::storage::ThisStorage;
 use nemosd::integrity::{Integrity, listen, name_owners, scrub};
-use nemosd::keys::{self, Alone};
+use nemosd::keys::{self, Keyring};
 use nemosd::{journal, reboot};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
@@ -48,7 +48,7 @@ async fn run() -> anyhow::Result<()> {
     let service = Arc::new(Service {
         desk: Desk::new(Arc::new(ThisDevice::default())),
         integrity: Arc::clone(&integrity),
-        keys: Alone::default(),
+        keys: Keyring::default(),
         gate: Box::new(SystemGate::new(asking.clone())),
         reboots,
     });

@@ -1,6 +1,9 @@
 //! The power goes: at every flush of what a device writes while it does a job, and in the middle of what it writes
 //! between two of them. Whenever that was, the device comes up at the next boot, and the job ends as if nothing had been.
 //!
+//! What all stories have in common, the overlay's file system being made and a boot with nothing left to do, is cut at every
+//! flush in one of them, and at one in four in the others; with `NEMOS_CUTS_ALL=1`, everywhere.
+//!
 //! `NEMOS_CUTS_SEED` chooses what is torn, and how; it chooses from what a device writes, which is never quite the same.
 //! With `NEMOS_CUTS_TORN=N`, every interval between two flushes is torn N times, and not only a sample of them.
 
@@ -19,7 +22,7 @@ use std::process::ExitCode;
 
 use device::Device;
 use nemos_model::partitions::Partition;
-use nemos_model::reset::Scope;
+use nemos_model::reset::{Scope, Step};
 use nemos_rig::{Disk, KernelLog, Rng, WriteLog};
 use story::{MARK, Story};
 use table::{Cut, Table, WentOn};
@@ -28,6 +31,8 @@ use table::{Cut, Table, WentOn};
 const SECOND_BOOT: usize = 10;
 /// One interval in so many is torn, of those that write the state or a header, and of the others.
 const SAMPLES: [usize; 2] = [3, 12];
+/// One flush in so many is cut, of what another story is cut at every flush of.
+const IN_COMMON: usize = 4;
 /// After so many failures, more do not help.
 const MOST_FAILURES: usize = 5;
 
@@ -68,12 +73,14 @@ fn is_cut_everywhere((device, story): (Device, Story)) {
     assert!(!log.wrote(MARK, &places.state), "what is kept waits in plain text");
     let seed = seed();
     let mut random = Rng::with_seed(seed);
-    let mut cuts = Cuts { story, table: Table::new(), is_asked: false, failures: Vec::new() };
+    let mut cuts = Cuts { story, table: Table::new(), is_asked: false, went_on: None, failures: Vec::new() };
     let (mut flush, mut is_new) = (0, true);
     loop {
-        if is_new {
+        let is_left_out = cuts.has_in_common() && random.usize(..IN_COMMON) > 0;
+        if is_new && !is_left_out {
             cuts.boot(Cut::Flush(flush), log.cut(), random.usize(..SECOND_BOOT) == 0);
         }
+        cuts.table.leave_out(is_new && is_left_out);
         for _ in 0..places.tears(&log, &mut random) {
             cuts.boot(Cut::Torn(flush), log.torn(&mut random), random.usize(..SECOND_BOOT) == 0);
         }
@@ -95,10 +102,22 @@ struct Cuts {
     table: Table,
     /// Whether a flush has made the request last.
     is_asked: bool,
+    /// Where the device went on after the last cut at a flush.
+    went_on: Option<WentOn>,
     failures: Vec<String>,
 }
 
 impl Cuts {
+    /// Whether what is written now is as in every other story, one of which is cut at each flush of it: as far as the last cut
+    /// tells, so that the first flushes of what comes after it may be left out with it.
+    fn has_in_common(&self) -> bool {
+        let is_asked_for_all = env::var_os("NEMOS_CUTS_ALL").is_some();
+        let in_common = [WentOn::At(Step::CreateOverlay.to_string()), WentOn::Done];
+        !is_asked_for_all
+            && !self.story.is_a_first_boot()
+            && self.went_on.as_ref().is_some_and(|at| in_common.contains(at))
+    }
+
     /// Boots what a cut left.
     fn boot(&mut self, cut: Cut, disk: Disk, twice: bool) {
         let device = Device::with(disk);
@@ -109,6 +128,9 @@ impl Cuts {
             went_on
         }));
         if let Ok(went_on) = ended {
+            if matches!(cut, Cut::Flush(_)) {
+                self.went_on = Some(went_on.clone());
+            }
             self.is_asked |= went_on != WentOn::NotAsked && matches!(cut, Cut::Flush(_));
             self.table.add(cut, went_on, twice);
         } else {

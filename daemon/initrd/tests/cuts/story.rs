@@ -71,6 +71,10 @@ impl Story {
         (device, Story { asked: None, used: shipped.clone(), shipped })
     }
 
+    pub const fn is_a_first_boot(&self) -> bool {
+        self.asked.is_none()
+    }
+
     /// Boots the device after the power came back: everything must be as if it had not gone.
     pub fn goes_on(&self, device: &Device, twice: bool) -> WentOn {
         let mut running = device.boots();

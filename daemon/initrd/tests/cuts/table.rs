@@ -30,18 +30,24 @@ pub struct Table {
     rows: Vec<(WentOn, [usize; 2])>,
     flushes: usize,
     same: usize,
+    left_out: usize,
     booted_twice: usize,
 }
 
 impl Table {
     pub fn new() -> Self {
-        Table { begin: Instant::now(), rows: Vec::new(), flushes: 0, same: 0, booted_twice: 0 }
+        Table { begin: Instant::now(), rows: Vec::new(), flushes: 0, same: 0, left_out: 0, booted_twice: 0 }
     }
 
     /// There was a flush; was there something new to flush?
     pub fn flush(&mut self, is_new: bool) {
         self.flushes += 1;
         self.same += usize::from(!is_new);
+    }
+
+    /// A flush that another story is cut at was not cut here.
+    pub fn leave_out(&mut self, is_so: bool) {
+        self.left_out += usize::from(is_so);
     }
 
     pub fn add(&mut self, cut: Cut, went_on: WentOn, twice: bool) {
@@ -73,8 +79,9 @@ impl fmt::Display for Table {
         let seconds = self.begin.elapsed().as_secs();
         writeln!(
             f,
-            "    {} flushes; before {} of them nothing was written, and the disk is that of the one before; {seconds} s",
-            self.flushes, self.same
+            "    {} flushes; before {} of them nothing was written, and the disk is that of the one before; {} are left to \
+             another story; {seconds} s",
+            self.flushes, self.same, self.left_out
         )
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::health::{Finding, Health};
 use crate::keys::Provider;
 use crate::keys::slot::{KeyslotId, Origin, Slot};
 use crate::words::words;
@@ -51,6 +52,29 @@ pub fn forecast(slots: &[Slot], tried: &Tried) -> Forecast {
     Forecast { outlook: outlook.unwrap_or(Outlook::LockedOut), ways }
 }
 
+impl Forecast {
+    /// What health says of it: a way that should need nobody and does not work any more, or that there is none at all.
+    pub fn finding(&self) -> Option<Finding> {
+        let broken = self.ways.iter().find(|way| {
+            let needs_nobody = way.provider.parse().is_ok_and(|provider: Provider| !provider.needs_somebody());
+            way.outlook == Outlook::LockedOut && needs_nobody
+        });
+        match (self.outlook, broken) {
+            (Outlook::ByItself, _) | (Outlook::NeedsSomebody, None) => None,
+            (Outlook::NeedsSomebody, Some(Way { slot, provider, why, .. })) => {
+                let message = format!(
+                    "the next boot waits at its console for a passphrase or recovery key: {provider} in key slot {slot} does not open the overlay any more ({why})"
+                );
+                Some(Finding { health: Health::Warning, message })
+            }
+            (Outlook::LockedOut, _) => {
+                let message = "nothing that is known opens the overlay at the next boot; `nemosctl keys forecast` says why, `nemosctl keys enroll` adds a key";
+                Some(Finding { health: Health::Critical, message: message.into() })
+            }
+        }
+    }
+}
+
 fn way(slot: &Slot, tried: &Tried) -> Way {
     let named = match &slot.origin {
         Origin::Recorded(record) => record.provider.name().to_owned(),
@@ -91,6 +115,12 @@ mod tests {
         assert_eq!(outlook(&[recorded(2, Provider::Tpm2)], opens(2, Provider::Tpm2)), Outlook::ByItself);
         let told = forecast(&[recorded(2, Provider::Tpm2)], &fails(2));
         assert_eq!((told.outlook, told.ways[0].why.as_str()), (Outlook::LockedOut, "the TPM says no"));
+        let health = |slots: &[Slot], tried| forecast(slots, &tried).finding().map(|finding| finding.health);
+        let both = [recorded(2, Provider::Tpm2), recorded(1, Provider::RecoveryKey)];
+        assert_eq!(health(&both, opens(2, Provider::Tpm2)), None);
+        assert_eq!(health(&both, fails(2)), Some(Health::Warning));
+        assert_eq!(health(&both[..1], fails(2)), Some(Health::Critical));
+        assert_eq!(health(&both[1..], Tried::new()), None, "that is how its owner wants it");
         let unrecorded = Slot { id: id(5), origin: Origin::Unrecorded };
         assert_eq!(outlook(std::slice::from_ref(&unrecorded), opens(5, Provider::DemoKey)), Outlook::ByItself);
         assert_eq!(outlook(&[unrecorded], Tried::new()), Outlook::LockedOut);

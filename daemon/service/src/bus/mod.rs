@@ -12,13 +12,14 @@ use zbus::fdo::ObjectManager;
 use crate::authorization::Gate;
 use crate::desk::Desk;
 use crate::integrity::Integrity;
-use crate::keys::Alone;
+use crate::keys::Keyring;
 
 pub mod announce;
 pub mod integrity;
 pub mod job;
 pub mod keys;
 pub mod manager;
+pub mod overlay;
 pub mod reset;
 
 /// What every interface has at hand.
@@ -27,8 +28,8 @@ pub struct Service {
     pub desk: Desk,
     /// Who watches.
     pub integrity: Arc<Integrity>,
-    /// Held by who changes the keys.
-    pub keys: Alone,
+    /// What is known of the keys.
+    pub keys: Keyring,
     /// Who may ask.
     pub gate: Box<dyn Gate>,
     /// Jobs that the device is to reboot for.
@@ -41,6 +42,7 @@ impl Service {
         let mut findings = self.desk.findings().await?;
         let seen = self.desk.seen().await?;
         findings.extend(self.integrity.view().findings(seen.report.as_ref(), self.desk.now()));
+        findings.extend(self.keys.finding());
         Ok(findings)
     }
 
@@ -61,6 +63,7 @@ pub fn serve<'a>(connection: Builder<'a>, service: &Arc<Service>) -> Builder<'a>
         .serve_at(PATH, ObjectManager)
         .serve_at(PATH, manager::Manager::new(Arc::clone(service)))
         .serve_at(PATH, reset::Reset::new(Arc::clone(service)))
+        .serve_at(PATH, overlay::Overlay::new(Arc::clone(service)))
         .serve_at(PATH, keys::Keys::new(Arc::clone(service)))
         .serve_at(PATH, integrity::Integrity::new(Arc::clone(service)))
 }

@@ -35,7 +35,7 @@ use nemosd::desk::Desk;
 use nemosd::device::Device;
 use nemosd::integrity::Integrity;
 use nemosd::integrity::storage::Storage;
-use nemosd::keys::Alone;
+use nemosd::keys::Keyring;
 use tempfile::TempDir;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::timeout;
@@ -83,7 +83,7 @@ impl Fixture {
         let storage: Arc<dyn Storage> = device.clone();
         let (integrity, damaged) = Integrity::of_this_device(storage);
         let desk = Desk::new(device_edge);
-        let service = Arc::new(Service { desk, integrity, keys: Alone::default(), gate: Box::new(gate), reboots });
+        let service = Arc::new(Service { desk, integrity, keys: Keyring::default(), gate: Box::new(gate), reboots });
         let (ours, theirs) = UnixStream::pair().unwrap();
         let server = serve(Builder::unix_stream(ours).server(Guid::generate()).p2p(), &service);
         let client = Builder::unix_stream(theirs).p2p();

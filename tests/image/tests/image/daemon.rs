@@ -13,7 +13,7 @@ pub fn it_comes_up_when_it_is_called() -> Case {
     let mut device = Device::running()?;
     device.says("systemctl stop nemosd")?;
     let interfaces = device.says(&format!("busctl introspect {DEVICE}"))?;
-    for interface in ["Manager", "Reset", "Integrity"] {
+    for interface in ["Manager", "Reset", "Overlay", "Keys", "Integrity"] {
         assert!(interfaces.contains(&format!("org.nemos.Device1.{interface}")), "{interface} is not in {interfaces}");
     }
     assert_eq!(device.says("systemctl is-active nemosd")?, "active");

@@ -92,6 +92,8 @@ pub fn a_tpm_opens_the_overlay_until_it_has_reason_not_to() -> Case {
     device.says("tpm2_pcrextend 7:sha256=0000000000000000000000000000000000000000000000000000000000000001")?;
     let forecast = device.run("nemosctl keys forecast")?;
     assert!(forecast.status == 1 && forecast.stdout.contains("recovery-key"), "{forecast:?}");
+    let health = device.says("nemosctl health || true")?;
+    assert!(health.contains("tpm2 in key slot"), "{health}");
     // Another machine has another TPM, or none.
     let mut device = device.powers_off()?.boots_given(&recovery)?;
     assert_eq!(opened_by(&mut device)?, "recovery-key");
@@ -107,4 +109,37 @@ fn opened_by(device: &mut Device) -> Result<String, Failed> {
         .and_then(|slot| slot["provider"].as_str())
         .ok_or_else(|| format!("nothing opened it: {slots}"))?
         .to_owned())
+}
+
+/// Counts how often a text is in the memory of a process that can be written to.
+const IN_MEMORY: &str = r#"perl -e '
+    my ($pid, $text) = @ARGV;
+    open(my $maps, "<", "/proc/$pid/maps") or die; open(my $memory, "<:raw", "/proc/$pid/mem") or die;
+    my $count = 0;
+    while (<$maps>) {
+        next unless /^([0-9a-f]+)-([0-9a-f]+) rw/;
+        my ($begin, $end) = (hex $1, hex $2);
+        sysseek($memory, $begin, 0) or next; sysread($memory, my $bytes, $end - $begin) or next;
+        $count += () = $bytes =~ /\Q$text\E/g;
+    }
+    print "$count\n"' $(systemctl show --property MainPID --value nemosd)"#;
+
+pub fn secrets_are_nowhere_but_in_the_hands_of_who_asked() -> Case {
+    let mut device = Device::running()?;
+    device.says("systemd-run --quiet --unit watch sh -c 'busctl monitor org.nemos.Device1 > /run/seen 2>&1'")?;
+    device.says("timeout 60 sh -c 'until grep --quiet Monitoring /run/seen; do sleep 0.2; done'")?;
+    let key = device.tells("nemosctl keys enroll recovery-key --json")?;
+    let key = key["recovery_key"].as_str().ok_or("no key")?.to_owned();
+    let typed = "correct horse battery staple";
+    device.says(&format!("printf '{typed}' | nemosctl keys enroll passphrase --secret-file -"))?;
+    device.says("timeout 60 sh -c 'until grep --quiet Enroll /run/seen; do sleep 0.2; done'")?;
+    assert_ne!(device.says(&format!("{IN_MEMORY} org.nemos.Device1"))?, "0", "the search finds what is there");
+    for secret in [&key, typed] {
+        assert_eq!(device.says(&format!("{IN_MEMORY} '{secret}'"))?, "0", "a secret is in nemosd's memory");
+        assert_eq!(device.says(&format!("grep --count '{secret}' /run/seen || true"))?, "0", "a secret is on the bus");
+        assert_eq!(device.says(&format!("journalctl --boot --all | grep --count '{secret}' || true"))?, "0");
+    }
+    let limits = device.says("systemctl show nemosd --property LimitCORE,MemorySwapMax")?;
+    assert!(limits.contains("LimitCORE=0") && limits.contains("MemorySwapMax=0"), "{limits}");
+    Ok(())
 }

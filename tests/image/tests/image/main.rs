@@ -13,6 +13,7 @@ mod factory;
 mod integrity;
 mod kernel_log;
 mod keys;
+mod overlay;
 mod power;
 mod provision;
 mod reset;
@@ -78,8 +79,10 @@ fn main() -> ExitCode {
         reset::a_reset_for_later_can_be_taken_back_and_there_is_one_at_a_time,
         reset::systemds_own_ways_end_in_the_same_reset,
         reset::a_reset_that_cannot_be_finished_leaves_the_device_up_and_can_be_tried_again,
+        overlay::what_was_changed_is_told_and_what_was_not_is_not,
         keys::a_recovery_key_takes_the_demo_keys_place,
         keys::what_is_no_key_is_refused_in_a_sentence,
+        keys::secrets_are_nowhere_but_in_the_hands_of_who_asked,
         keys::a_tpm_opens_the_overlay_until_it_has_reason_not_to,
         certificate::the_key_in_a_file_outlives_resets_and_certifies_them,
         certificate::the_key_in_a_tpm_outlives_a_reset_and_certifies_it,

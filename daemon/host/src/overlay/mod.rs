@@ -1,5 +1,7 @@
 //! The overlay's volume: LUKS2 with integrity, XFS in it; and the overlay mount itself.
 
+pub mod changes;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::os::raw::{c_int, c_void};

@@ -1,5 +1,7 @@
 //! The overlay on the read-only root: its names and what it consists of.
 
+pub mod changes;
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -14,6 +16,9 @@ pub const OVERLAY_SOURCE: &str = "OverlayOS_rootfs";
 pub const LOWER_MOUNT: &str = "/run/nemos/root";
 /// Where the initrd mounts the overlay's file system; it stays there on the running system.
 pub const UPPER_MOUNT: &str = "/run/nemos/overlay";
+
+/// The folder in it that holds what the device has made.
+pub const UPPER_FOLDER: &str = "upper";
 
 /// Where changes to the root go at this boot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

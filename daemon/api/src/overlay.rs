@@ -1,0 +1,110 @@
+//! The overlay: what it holds, and what differs from the factory image.
+
+use nemos_model::overlay::changes::{Change, from_text, to_text};
+use std::path::PathBuf;
+use zbus::{DeserializeDict, SerializeDict, Type, proxy};
+
+use crate::options::{Dictionary, Options};
+use crate::{CallError, Error, ErrorKind};
+
+/// Most changes in one answer.
+pub const MOST_CHANGES: u32 = 1000;
+
+/// The Overlay interface.
+#[proxy(
+    interface = "org.nemos.Device1.Overlay",
+    default_service = "org.nemos.Device1",
+    default_path = "/org/nemos/Device1"
+)]
+pub trait Overlay {
+    /// `persistent` or `volatile`: where changes go at this boot.
+    #[zbus(property)]
+    fn mode(&self) -> Result<String, CallError>;
+
+    /// Bytes that its file system has.
+    #[zbus(property)]
+    fn size(&self) -> Result<u64, CallError>;
+
+    /// Bytes of them in use.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn used(&self) -> Result<u64, CallError>;
+
+    /// What differs from the factory image, in the order of the paths, and where to go on; empty at the end.
+    #[zbus(allow_interactive_auth)]
+    fn changes(&self, options: ChangesOptions) -> Result<(Vec<ChangeRecord>, String), CallError>;
+}
+
+/// Options of `Changes`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, SerializeDict, Type)]
+#[zbus(signature = "a{sv}")]
+pub struct ChangesOptions {
+    /// Only at and below this path.
+    pub path: Option<String>,
+    /// Only after this path: what the last answer ended with.
+    pub after: Option<String>,
+    /// At most so many.
+    pub limit: Option<u32>,
+}
+
+/// [`ChangesOptions`] as a caller sent them. Paths are without the slash at their beginning.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WantedChanges {
+    /// See [`ChangesOptions::path`].
+    pub path: PathBuf,
+    /// See [`ChangesOptions::after`].
+    pub after: Option<PathBuf>,
+    /// See [`ChangesOptions::limit`].
+    pub limit: usize,
+}
+
+impl WantedChanges {
+    /// Reads what a caller sent.
+    pub fn parse(dictionary: Dictionary) -> Result<Self, Error> {
+        let mut options = Options::new(dictionary);
+        let (path, after, limit) = (options.take("path")?, options.take("after")?, options.take("limit")?);
+        options.finish()?;
+        let read =
+            |text: String| from_text(&text).map_err(|error| Error::new(ErrorKind::InvalidArgument, error.to_string()));
+        let limit: u32 = limit.unwrap_or(MOST_CHANGES);
+        if !(1..=MOST_CHANGES).contains(&limit) {
+            let message = format!("option `limit` must be 1 to {MOST_CHANGES}");
+            return Err(Error::new(ErrorKind::InvalidArgument, message));
+        }
+        Ok(WantedChanges {
+            path: path.map(read).transpose()?.unwrap_or_default(),
+            after: after.map(read).transpose()?,
+            limit: usize::try_from(limit).unwrap_or(usize::MAX),
+        })
+    }
+}
+
+/// A change on the wire.
+#[derive(Debug, Clone, PartialEq, Eq, SerializeDict, DeserializeDict, Type)]
+#[zbus(signature = "a{sv}", rename_all = "kebab-case")]
+pub struct ChangeRecord {
+    /// The path; what is no text in it is written as `\\xNN`.
+    pub path: String,
+    /// `added`, `changed`, `metadata`, `deleted`, `replaced`, `renamed`, `type`.
+    pub what: String,
+    /// `file`, `folder`, `link`, `special`.
+    pub kind: String,
+    /// Bytes of the file that there is.
+    pub size: u64,
+    /// Bytes of the file that the image has there.
+    pub factory_size: Option<u64>,
+    /// Where a folder that was renamed had been.
+    pub from: Option<String>,
+}
+
+impl From<&Change> for ChangeRecord {
+    fn from(change: &Change) -> Self {
+        ChangeRecord {
+            path: to_text(&change.path),
+            what: change.what.name().to_owned(),
+            kind: change.kind.name().to_owned(),
+            size: change.size,
+            factory_size: change.factory_size,
+            from: change.from.as_deref().map(|from| to_text(from.strip_prefix("/").unwrap_or(from))),
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! Walks the overlay's upper folder beside the image.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File, Metadata};
+use std::io::{self, BufReader, Read as _};
+use std::ops::ControlFlow;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+
+use nemos_model::overlay::changes::{Change, Kind, Seen, Upper, judge};
+use rustix::fs::{lgetxattr, llistxattr};
+use rustix::io::Errno;
+use thiserror::Error;
+
+/// Names of the overlay's own attributes begin so.
+const OVERLAY_ATTRIBUTES: &[u8] = b"trusted.overlay.";
+/// Bytes that are compared at once.
+const CHUNK: usize = 64 << 10;
+
+/// A path that cannot be looked at.
+#[derive(Debug, Error)]
+#[error("cannot look at {}: {source}", path.display())]
+pub struct ChangesError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// The two trees that an overlay joins.
+#[derive(Debug, Clone, Copy)]
+pub struct Trees<'a> {
+    /// What the device has made.
+    pub upper: &'a Path,
+    /// The image.
+    pub lower: &'a Path,
+}
+
+impl Trees<'_> {
+    /// Tells of each change at and below `below`, which comes after `after`, in the order of their paths. Memory goes with the
+    /// largest folder, not with the number of changes.
+    pub fn changes(
+        &self,
+        below: &Path,
+        after: Option<&Path>,
+        tell: &mut dyn FnMut(Change) -> ControlFlow<()>,
+    ) -> Result<(), ChangesError> {
+        let mut folders = vec![vec![below.to_owned()]];
+        while let Some(open) = folders.last_mut() {
+            let Some(path) = open.pop() else {
+                folders.pop();
+                continue;
+            };
+            // What comes before what is wanted, and so does all that is in it.
+            if after.is_some_and(|after| path.as_path() < after && !after.starts_with(&path)) {
+                continue;
+            }
+            let Some(upper) = self.upper_at(&path)? else { continue };
+            let is_wanted = after.is_none_or(|after| path.as_path() > after);
+            if is_wanted
+                && let Some(change) = self.judged(&path, &upper)?
+                && tell(change).is_break()
+            {
+                return Ok(());
+            }
+            if matches!(&upper, Upper::There { seen, .. } if seen.kind == Kind::Folder) {
+                folders.push(entries(&self.upper.join(&path), &path)?);
+            }
+        }
+        Ok(())
+    }
+
+    fn judged(&self, path: &Path, upper: &Upper) -> Result<Option<Change>, ChangesError> {
+        // The root of the overlay is the root of the image.
+        let factory = self.lower_at(path)?;
+        let same = || same_content(&self.upper.join(path), &self.lower.join(path)).map_err(at(path));
+        let Some(what) = judge(upper, factory.as_ref(), same)? else { return Ok(None) };
+        let (seen, from) = match upper {
+            Upper::Whiteout => (factory.as_ref(), None),
+            Upper::There { seen, redirect, .. } => (Some(seen), redirect.clone()),
+        };
+        let Some(seen) = seen else { return Ok(None) };
+        let size = if matches!(upper, Upper::Whiteout) { 0 } else { seen.size };
+        let factory_size = factory.as_ref().filter(|factory| factory.kind == Kind::File).map(|factory| factory.size);
+        Ok(Some(Change { path: path.to_owned(), what, kind: seen.kind, size, factory_size, from }))
+    }
+
+    fn upper_at(&self, path: &Path) -> Result<Option<Upper>, ChangesError> {
+        let full = self.upper.join(path);
+        let Some(metadata) = metadata(&full)? else { return Ok(None) };
+        if metadata.file_type().is_char_device() && metadata.rdev() == 0 {
+            return Ok(Some(Upper::Whiteout));
+        }
+        let mut attributes = attributes(&full).map_err(at(&full))?;
+        let mut own = |name: &str| {
+            let name = [OVERLAY_ATTRIBUTES, name.as_bytes()].concat();
+            attributes.remove(OsStr::from_bytes(&name))
+        };
+        let opaque = own("opaque").as_deref() == Some(b"y");
+        let redirect = own("redirect").map(|target| PathBuf::from(OsString::from_vec(target)));
+        let metacopy = own("metacopy").is_some();
+        attributes.retain(|name, _| !name.as_bytes().starts_with(OVERLAY_ATTRIBUTES));
+        let seen = seen(&full, &metadata, attributes)?;
+        Ok(Some(Upper::There { seen, opaque, redirect, metacopy }))
+    }
+
+    fn lower_at(&self, path: &Path) -> Result<Option<Seen>, ChangesError> {
+        let full = self.lower.join(path);
+        let Some(metadata) = metadata(&full)? else { return Ok(None) };
+        let attributes = attributes(&full).map_err(at(&full))?;
+        seen(&full, &metadata, attributes).map(Some)
+    }
+}
+
+fn at(path: &Path) -> impl FnOnce(io::Error) -> ChangesError {
+    move |source| ChangesError { path: path.to_owned(), source }
+}
+
+/// The paths in a folder, the last first.
+fn entries(folder: &Path, path: &Path) -> Result<Vec<PathBuf>, ChangesError> {
+    let names = fs::read_dir(folder).and_then(|entries| {
+        entries.map(|entry| entry.map(|entry| path.join(entry.file_name()))).collect::<io::Result<Vec<_>>>()
+    });
+    let mut names = names.map_err(at(folder))?;
+    names.sort_unstable_by(|one, other| other.cmp(one));
+    Ok(names)
+}
+
+fn metadata(path: &Path) -> Result<Option<Metadata>, ChangesError> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) => Ok(Some(metadata)),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+        Err(error) => Err(at(path)(error)),
+    }
+}
+
+fn seen(path: &Path, metadata: &Metadata, attributes: BTreeMap<OsString, Vec<u8>>) -> Result<Seen, ChangesError> {
+    let kind = match metadata.file_type() {
+        kind if kind.is_file() => Kind::File,
+        kind if kind.is_dir() => Kind::Folder,
+        kind if kind.is_symlink() => Kind::Link,
+        _ => Kind::Special,
+    };
+    let target = if kind == Kind::Link { Some(fs::read_link(path).map_err(at(path))?) } else { None };
+    Ok(Seen {
+        kind,
+        mode: metadata.mode(),
+        owner: (metadata.uid(), metadata.gid()),
+        size: if kind == Kind::File { metadata.len() } else { 0 },
+        modified: (metadata.mtime(), metadata.mtime_nsec()),
+        target,
+        device: metadata.rdev(),
+        attributes,
+    })
+}
+
+fn attributes(path: &Path) -> io::Result<BTreeMap<OsString, Vec<u8>>> {
+    let mut names = Vec::with_capacity(256);
+    loop {
+        match llistxattr(path, rustix::buffer::spare_capacity(&mut names)) {
+            Ok(_) => break,
+            Err(Errno::RANGE) => names.reserve(names.capacity() * 2),
+            // A file system without attributes has none.
+            Err(Errno::OPNOTSUPP) => return Ok(BTreeMap::new()),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let names = names.split(|byte| *byte == 0).filter(|name| !name.is_empty());
+    names.map(|name| Ok((OsString::from_vec(name.to_vec()), attribute(path, OsStr::from_bytes(name))?))).collect()
+}
+
+fn attribute(path: &Path, name: &OsStr) -> io::Result<Vec<u8>> {
+    let mut value = Vec::with_capacity(256);
+    loop {
+        match lgetxattr(path, name, rustix::buffer::spare_capacity(&mut value)) {
+            Ok(_) => return Ok(value),
+            Err(Errno::RANGE) => value.reserve(value.capacity() * 2),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Compares two files of the same size.
+fn same_content(one: &Path, other: &Path) -> io::Result<bool> {
+    let open = |path| File::open(path).map(|file| BufReader::with_capacity(CHUNK, file));
+    let (mut one, mut other) = (open(one)?, open(other)?);
+    let (mut left, mut right) = (vec![0; CHUNK], vec![0; CHUNK]);
+    loop {
+        let read = one.read(&mut left)?;
+        if read == 0 {
+            return Ok(other.read(&mut right)? == 0);
+        }
+        match other.read_exact(&mut right[..read]) {
+            Ok(()) if left[..read] == right[..read] => {}
+            Ok(()) => return Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
+            Err(error) => return Err(error),
+        }
+    }
+}
