@@ -91,7 +91,7 @@ fn try_tpm2(partition: &Path, only: Option<KeyslotId>) -> Result<KeyslotId, Cryp
     Err(refusal)
 }
 
-/// Opens the volume as that mapping, with the key of a TPM for that slot, and gives the slot.
+/// Opens the volume as that mapping, with the key of a TPM for that slot.
 pub(crate) fn open_by_tpm2(partition: &Path, slot: KeyslotId, mapping: &str) -> Result<(), CryptError> {
     let token = tpm2::tokens(partition).into_iter().find(|token| token.slot == slot).map(|token| token.number);
     with("open the encrypted volume on", partition, |device| {

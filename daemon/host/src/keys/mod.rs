@@ -95,7 +95,7 @@ impl Secret {
         (1..=MAX_TYPED).contains(&text.len()) && !text.contains(char::is_control)
     }
 
-    /// A pipe that holds the secret, for somebody to read; it must be shorter than a page.
+    /// A pipe that holds the secret, for somebody to read: a pipe takes the 64 KiB that a secret can have.
     pub fn send(&self) -> io::Result<OwnedFd> {
         let (reader, mut writer) = io::pipe()?;
         writer.write_all(&self.0)?;
