@@ -132,8 +132,9 @@ pub(super) fn add(
             let action = "add a key to";
             let opens = try_tpm2(partition, None)?;
             let token = tpm2::tokens(partition).into_iter().find(|token| token.slot == opens);
-            let token = token.map(|token| token.number).unwrap_or_default();
-            let added = add_by_token(partition, token, slot, provider, new);
+            let gone = io::Error::new(io::ErrorKind::NotFound, "its token of the TPM has gone in the meantime");
+            let token = token.ok_or_else(|| CryptError::strange(action, partition, &gone))?;
+            let added = add_by_token(partition, token.number, slot, provider, new);
             added.map_err(|error| CryptError::strange(action, partition, &error))
         }
     }
