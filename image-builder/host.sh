@@ -158,15 +158,17 @@ as_builder() (
 )
 
 # Builds the image of the checkout that the current folder is in, and leaves it in the builder's folder. Whoever calls
-# compiles, since a Rust toolchain is a user's own; all else is done by the builder. $1 is `--debug`, or empty for the
-# release; more arguments are for `nemos-image build`.
+# compiles, since a Rust toolchain is a user's own; all else is done by the builder. $1 is the profile that the builder is
+# compiled with, `dev` or `release`; more arguments are for `nemos-image build`.
 build_image() (
     set -o errexit
     folder=$(builder_folder)
     make_builder
-    # shellcheck disable=SC2086 # nothing, if it is empty
-    cargo install --quiet --locked --no-track --force $1 --path image-builder --root "$folder"
+    # Of the whole workspace, as everything is compiled here: what its packages share is compiled once.
+    profile=$1
     shift
+    cargo build --quiet --locked --workspace --bin nemos-image --profile "$profile"
+    install -D --target-directory "$folder/bin" "${CARGO_TARGET_DIR:-target}/${profile/#dev/debug}/nemos-image"
     packages=$(mktemp --directory)
     trap 'rm --recursive --force "$packages"' EXIT
     "$folder/bin/nemos-image" package --output "$packages"

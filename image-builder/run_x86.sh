@@ -13,6 +13,6 @@ cd "$(dirname "$0")/.."
 check_host
 install_missing sudo "${compile_packages[@]}" "${image_packages[@]}"
 check_rust
-build_image ''
+build_image release
 say "the image is $(builder_folder)/out/nemos-default.raw; to boot it again: $(builder_folder)/bin/nemos-image run DISK"
 as_builder bin/nemos-image run out/nemos-default.raw "$@"

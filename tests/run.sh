@@ -38,17 +38,18 @@ part() {
 }
 
 image_tests() {
-    cargo build --locked --package nemos-image --package nemosctl &&
+    cargo build --locked --workspace --bin nemos-image --bin nemosctl &&
         NEMOS_IMAGE=$(builder_folder)/out/nemos-default.raw NEMOS_SIGNED=$(builder_folder)/signed \
-            cargo test --locked --package nemos-tests -- --test-threads=2
+            cargo test --locked --workspace --test image -- --test-threads=2
 }
 
+# Always of the whole workspace: packages share what they need only if they are compiled together.
 part 'format' cargo fmt --all --check
-part 'lints' cargo clippy --locked --workspace --all-targets -- --deny warnings
+part 'lints' cargo clippy --locked --workspace --all-targets --test image -- --deny warnings
 part 'scripts' shellcheck --external-sources image-builder/*.sh tests/*.sh
-part 'rules and devices' cargo test --locked --workspace --exclude nemos-tests --no-fail-fast
+part 'rules and devices' cargo test --locked --workspace --no-fail-fast
 # An image that could not be built is one failure; its tests are not run.
-part 'image' build_image --debug && part 'signed images' build_signed_images && part 'whole devices' image_tests
+part 'image' build_image dev && part 'signed images' build_signed_images && part 'whole devices' image_tests
 
 printf '\n%s\n' '== how long it took'
 printf '%s\n' "${table[@]}"

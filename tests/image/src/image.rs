@@ -25,18 +25,17 @@ pub fn image() -> Result<PathBuf, Failed> {
 /// What the firmware of a device with the image starts, without the firmware: kernel, initrd and command line of the image.
 /// Firmware that is emulated takes a sixth of a boot; cases that are about it have it.
 pub(crate) fn kernel() -> Result<Boot, Failed> {
-    static KERNEL: OnceLock<Result<(TempDir, Boot), String>> = OnceLock::new();
+    static KERNEL: OnceLock<Result<Boot, String>> = OnceLock::new();
     let kernel = KERNEL.get_or_init(|| extracted().map_err(|error| error.message().unwrap_or_default().to_owned()));
-    kernel.as_ref().map(|(_, boot)| boot.clone()).map_err(|error| error.as_str().into())
+    kernel.clone().map_err(Failed::from)
 }
 
-fn extracted() -> Result<(TempDir, Boot), Failed> {
-    let folder = tempfile::tempdir()?;
+fn extracted() -> Result<Boot, Failed> {
     let uki = Image::open(&image()?)?.uki()?;
-    let [kernel, initrd] = ["linux", "initrd"].map(|name| folder.path().join(name));
+    let (kernel, initrd) = (shared("linux")?, shared("initrd")?);
     fs::write(&kernel, uki.section(".linux")?)?;
     fs::write(&initrd, uki.section(".initrd")?)?;
-    Ok((folder, Boot::Kernel { kernel, initrd, command_line: uki.command_line }))
+    Ok(Boot::Kernel { kernel, initrd, command_line: uki.command_line })
 }
 
 /// A machine with this disk, as all cases have it. It has one processor: two machines at once are faster than one with two.
@@ -50,7 +49,6 @@ pub(crate) struct Booted {
     pub(crate) disk: vm::Disk,
     /// The machine as it was then.
     pub(crate) machine: PathBuf,
-    _folder: TempDir,
 }
 
 /// The shared device; the first who asks waits for its first boot.
@@ -61,12 +59,27 @@ pub(crate) fn booted() -> Result<&'static Booted, Failed> {
 }
 
 fn first_boot() -> Result<Booted, Failed> {
-    let folder = tempfile::tempdir()?;
     let image = vm::Disk { path: image()?, format: Format::Raw };
-    let disk = image.overlay(&folder.path().join("disk.qcow2"))?;
-    let saved = folder.path().join("machine");
+    let disk = image.overlay(&shared("disk.qcow2")?)?;
+    let saved = shared("machine")?;
     let mut machine = Machine::start(&Config { boot: kernel()?, ..config(disk.clone()) })?;
     machine.wait_until_up()?;
     machine.save(&saved)?;
-    Ok(Booted { disk, machine: saved, _folder: folder })
+    Ok(Booted { disk, machine: saved })
+}
+
+/// The folder of what all cases share. What is static is never dropped: see [`clean_up`].
+static SHARED: OnceLock<Result<TempDir, String>> = OnceLock::new();
+
+/// A file with this name that all cases share.
+fn shared(name: &str) -> Result<PathBuf, Failed> {
+    let folder = SHARED.get_or_init(|| tempfile::tempdir().map_err(|error| error.to_string()));
+    Ok(folder.as_ref().map_err(String::as_str)?.path().join(name))
+}
+
+/// Removes what the cases shared, after the last of them.
+pub fn clean_up() {
+    if let Some(Ok(folder)) = SHARED.get() {
+        let _ = fs::remove_dir_all(folder.path());
+    }
 }

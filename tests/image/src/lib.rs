@@ -25,7 +25,7 @@ mod squashfs;
 
 pub use device::Device;
 pub use disk::Disk;
-pub use image::{NEMOS_IMAGE, image};
+pub use image::{NEMOS_IMAGE, clean_up, image};
 pub use libtest_mimic::Failed;
 pub use program::{Said, nemos_image, nemosctl_elsewhere, program};
 pub use signed::{NEMOS_SIGNED, Signed};

@@ -2,7 +2,7 @@
 //! between two of them. Whenever that was, the device comes up at the next boot, and the job ends as if nothing had been.
 //!
 //! What all stories have in common, the overlay's file system being made and a boot with nothing left to do, is cut at every
-//! flush in one of them, and at one in four in the others; with `NEMOS_CUTS_ALL=1`, everywhere.
+//! flush in one of them, and at one in eight in the others; with `NEMOS_CUTS_ALL=1`, everywhere.
 //!
 //! `NEMOS_CUTS_SEED` chooses what is torn, and how; it chooses from what a device writes, which is never quite the same.
 //! With `NEMOS_CUTS_TORN=N`, every interval between two flushes is torn N times, and not only a sample of them.
@@ -32,7 +32,7 @@ const SECOND_BOOT: usize = 10;
 /// One interval in so many is torn, of those that write the state or a header, and of the others.
 const SAMPLES: [usize; 2] = [3, 12];
 /// One flush in so many is cut, of what another story is cut at every flush of.
-const IN_COMMON: usize = 4;
+const IN_COMMON: usize = 8;
 /// After so many failures, more do not help.
 const MOST_FAILURES: usize = 5;
 

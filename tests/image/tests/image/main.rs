@@ -1,6 +1,6 @@
 //! What must be true of an image, seen from outside: each case boots it, or goes on with a device that was booted.
 //!
-//! `NEMOS_IMAGE=nemos.raw NEMOS_SIGNED=signed cargo test -p nemos-tests`; a word after `--` selects cases by their names,
+//! `NEMOS_IMAGE=nemos.raw NEMOS_SIGNED=signed cargo test --test image`; a word after `--` selects cases by their names,
 //! `--ignored` the slow ones, which CI leaves out.
 
 mod behaviour;
@@ -24,7 +24,7 @@ mod trust;
 use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Trial};
-use nemos_tests::{Case, image};
+use nemos_tests::{Case, clean_up, image};
 
 /// A case, named after its function.
 macro_rules! cases {
@@ -43,16 +43,20 @@ fn main() -> ExitCode {
         eprintln!("{}", missing.message().unwrap_or_default());
         return ExitCode::FAILURE;
     }
+    // Two at once: what takes longest comes first, and the short ones fill up the end.
     let cases = cases![
-        builder::what_is_not_a_disk_is_refused_in_a_sentence,
-        builder::a_truncated_disk_is_refused_in_a_sentence,
-        builder::a_manifest_that_says_something_else_is_found,
-        builder::an_unknown_profile_is_refused_in_a_sentence,
-        builder::a_mistake_in_a_recipe_is_told_with_its_line,
-        builder::a_package_that_debian_has_not_is_told_with_its_line,
-        builder::an_archive_that_is_not_the_one_of_the_recipe_is_refused,
-        builder::a_dead_mirror_leaves_nothing_behind,
-        builder::a_full_folder_is_told_and_left_as_it_was,
+        run::a_tpm_stays_with_its_disk_and_a_snapshot_forgets_what_was_done_to_it,
+        run::a_command_gets_its_output_and_status_through_and_a_snapshot_leaves_the_disk_as_it_was,
+        run::a_command_that_reboots_the_machine_is_told,
+        certificate::the_key_in_a_file_outlives_resets_and_certifies_them,
+        certificate::the_key_in_a_tpm_outlives_a_reset_and_certifies_it,
+        keys::a_recovery_key_takes_the_demo_keys_place,
+        keys::a_tpm_opens_the_overlay_until_it_has_reason_not_to,
+        trust::a_disk_is_verified_against_the_keys_it_should_be_signed_with,
+        trust::a_signed_image_boots_with_secure_boot_and_its_root_is_verified_with_its_signature,
+        trust::an_unsigned_kernel_image_is_refused_by_the_firmware,
+        trust::a_root_hash_signed_by_another_key_is_refused_by_the_kernel,
+        trust::a_swapped_root_is_refused_by_its_hash,
         provision::the_root_is_verified,
         provision::the_overlay_is_encrypted_and_authenticated,
         provision::everything_is_mounted_where_it_is_expected,
@@ -80,12 +84,8 @@ fn main() -> ExitCode {
         reset::systemds_own_ways_end_in_the_same_reset,
         reset::a_reset_that_cannot_be_finished_leaves_the_device_up_and_can_be_tried_again,
         overlay::what_was_changed_is_told_and_what_was_not_is_not,
-        keys::a_recovery_key_takes_the_demo_keys_place,
         keys::what_is_no_key_is_refused_in_a_sentence,
         keys::secrets_are_nowhere_but_in_the_hands_of_who_asked,
-        keys::a_tpm_opens_the_overlay_until_it_has_reason_not_to,
-        certificate::the_key_in_a_file_outlives_resets_and_certifies_them,
-        certificate::the_key_in_a_tpm_outlives_a_reset_and_certifies_it,
         power::a_reset_that_loses_its_power_is_finished_at_the_next_boot,
         power::a_first_boot_that_loses_its_power_is_finished_at_the_next_boot,
         damage::a_device_without_its_overlay_header_is_degraded_and_erases_nothing,
@@ -97,16 +97,19 @@ fn main() -> ExitCode {
         integrity::a_damaged_hash_tree_and_damaged_containers_are_found_by_a_scrub,
         integrity::what_can_be_mended_is_mended_and_told,
         integrity::damage_of_the_overlay_is_found_by_a_scrub_and_gone_after_a_reset,
-        trust::a_disk_is_verified_against_the_keys_it_should_be_signed_with,
-        trust::a_signed_image_boots_with_secure_boot_and_its_root_is_verified_with_its_signature,
-        trust::an_unsigned_kernel_image_is_refused_by_the_firmware,
-        trust::a_root_hash_signed_by_another_key_is_refused_by_the_kernel,
-        trust::a_swapped_root_is_refused_by_its_hash,
-        run::a_command_gets_its_output_and_status_through_and_a_snapshot_leaves_the_disk_as_it_was,
-        run::a_command_that_reboots_the_machine_is_told,
-        run::a_tpm_stays_with_its_disk_and_a_snapshot_forgets_what_was_done_to_it,
+        builder::what_is_not_a_disk_is_refused_in_a_sentence,
+        builder::a_truncated_disk_is_refused_in_a_sentence,
+        builder::a_manifest_that_says_something_else_is_found,
+        builder::an_unknown_profile_is_refused_in_a_sentence,
+        builder::a_mistake_in_a_recipe_is_told_with_its_line,
+        builder::a_package_that_debian_has_not_is_told_with_its_line,
+        builder::an_archive_that_is_not_the_one_of_the_recipe_is_refused,
+        builder::a_dead_mirror_leaves_nothing_behind,
+        builder::a_full_folder_is_told_and_left_as_it_was,
     ];
     let slow = cases![integrity::a_healthy_device_is_silent_through_ten_boots_and_a_power_cut];
     let slow = slow.into_iter().map(|case| case.with_ignored_flag(true));
-    libtest_mimic::run(&arguments, cases.into_iter().chain(slow).collect()).exit_code()
+    let conclusion = libtest_mimic::run(&arguments, cases.into_iter().chain(slow).collect());
+    clean_up();
+    conclusion.exit_code()
 }
