@@ -249,8 +249,13 @@ pub enum IntegrityCommand {
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   nemosctl overlay                     where changes go, and how much room they take
+  nemosctl overlay mode                where changes go at this boot, and at the next
+  nemosctl overlay mode volatile --once
+                                       the next boot begins as the image was made, and forgets what is changed
+  nemosctl overlay mode readonly       from the next boot on, nothing but /etc and /var takes changes, in memory
   nemosctl overlay diff                what differs from the factory image
   nemosctl overlay diff /etc --json
+  nemosctl overlay revert /etc/ssh     at the next boot it is as the image has it; says what goes, and asks
   nemosctl overlay diff --stat         how many changes, and how large, by folder
 
 A file that was only copied up, and is as the image has it, is no change.")]
@@ -261,6 +266,30 @@ pub struct Overlay {
 
 #[derive(Debug, Subcommand)]
 pub enum OverlayCommand {
+    /// Say where changes go at this boot and the next, or set it, from the next boot on
+    Mode {
+        /// persistent: they stay; volatile: they are gone at the next boot; readonly: only /etc and /var take any, for that boot
+        #[arg(value_parser = ["persistent", "volatile", "readonly"])]
+        mode: Option<String>,
+        /// For the next boot alone
+        #[arg(long, requires = "mode")]
+        once: bool,
+    },
+    /// Take the changes at and below paths back: the next boot has there what the image has
+    Revert {
+        /// Files or folders
+        #[arg(required = true)]
+        paths: Vec<String>,
+        /// Only say what would go
+        #[arg(long)]
+        dry_run: bool,
+        /// Do not ask
+        #[arg(long, conflicts_with = "dry_run")]
+        yes: bool,
+        /// Leave it to the next boot, whenever that is
+        #[arg(long)]
+        no_reboot: bool,
+    },
     /// List what differs from the factory image: added, changed, metadata, deleted, replaced, renamed, type
     Diff {
         /// Only at and below this path
@@ -277,10 +306,11 @@ pub enum OverlayCommand {
   nemosctl keys enroll recovery-key              a key to write down, shown once
   nemosctl keys enroll recovery-key --recipient age1... > escrow.age
                                                  one that only the fleet can read (age --decrypt)
+  nemosctl keys recovery show > escrow.age       the one that the image's policy had sealed
   nemosctl keys enroll tpm2                      the boot needs nobody as long as Secure Boot stays as it is
   nemosctl keys enroll passphrase                asks for it, twice
   nemosctl keys rotate passphrase --secret-file new --unlock-file old
-                                                 the old one goes once the new one has opened a boot
+                                                 the old one goes once a boot did not need it
   nemosctl keys remove 0                         as of the demo key, when there is another
   nemosctl keys forecast                         will the next boot open the overlay by itself?
 
@@ -300,7 +330,7 @@ pub enum KeysCommand {
     /// Recovery keys, by the name of what they are for
     #[command(subcommand)]
     Recovery(Recovery),
-    /// Add a key in place of the one of its provider, which goes once the new one has opened a boot
+    /// Add a key in place of the one of its provider, which goes once a boot did not need it
     Rotate(NewKey),
     /// Destroy the key in a slot; the last one that is known to open the volume stays
     Remove {
@@ -328,6 +358,8 @@ pub enum Recovery {
         #[arg(long, value_name = "FILE")]
         unlock_file: Option<PathBuf>,
     },
+    /// Print the one that was made for the fleet, which only its recipients can read: `age --decrypt` opens it
+    Show,
 }
 
 #[derive(Debug, clap::Args)]

@@ -2,21 +2,65 @@
 
 use std::collections::BTreeMap;
 
+use nemos_api::CallError;
 use nemos_api::job::{self, JobRecord, RequesterRecord, RetryOptions};
 use nemos_model::JobId;
+use nemos_model::job::JobState;
 use serde::Serialize;
-use zbus::Connection;
+use zbus::{Connection, ObjectPath};
 
 use crate::arguments::Job as Command;
 use crate::output::Output;
 use crate::{Failure, table, text};
+
+/// State of a job that the next boot carries out.
+const WAITING: &str = JobState::WaitingForReboot.name();
+/// State of a job whose time has not come.
+const QUEUED: &str = JobState::Queued.name();
+
+/// A request that was accepted. This is also the shape of `--yes --json`.
+#[derive(Debug, Serialize)]
+pub struct Accepted {
+    /// The job; see `nemosctl job show`.
+    job: String,
+    /// Its state.
+    state: String,
+    /// Whether the device reboots now.
+    rebooting: bool,
+}
+
+impl Accepted {
+    /// What became of the request that made the job at that path.
+    pub async fn of(connection: &Connection, path: &ObjectPath<'_>, reboot: bool) -> Result<Self, Failure> {
+        let id = job::id_at(path.as_str()).ok_or(zbus::Error::InvalidReply)?;
+        let state = match job::get(connection, id).await {
+            Ok(job) => job.state,
+            // It was accepted; the reboot may have taken nemosd down before it could answer again.
+            Err(CallError::Unreachable(_)) if reboot => WAITING.to_owned(),
+            Err(error) => return Err(error.into()),
+        };
+        // A job that was done before, for the same key, makes nothing reboot.
+        Ok(Accepted { job: id.to_string(), rebooting: reboot && state == WAITING, state })
+    }
+
+    /// For people; `next` says what the next boot does, if that is not now.
+    pub fn render(&self, next: &str) -> String {
+        let next = match (self.rebooting, self.state.as_str()) {
+            (true, _) => "rebooting",
+            (false, WAITING) => next,
+            (false, QUEUED) => "waits for its time; `nemosctl job cancel` takes it back",
+            (false, state) => state,
+        };
+        format!("job {}\n{next}\n", self.job)
+    }
+}
 
 /// A job. This is also its shape in `--json`: times are ISO 8601 in UTC, null where there is none.
 #[derive(Debug, Serialize)]
 pub struct Job {
     /// Its name.
     pub id: String,
-    /// `provision`, `reset-overlay`, `reset-factory`.
+    /// `provision`, `take-over`, `reset-overlay`, `reset-factory`, `revert`.
     pub kind: String,
     /// `queued`, `waiting-for-reboot`, `running`, `done`, `failed`, `cancelled`.
     pub state: String,
@@ -279,5 +323,11 @@ mod tests {
     #[test]
     fn the_json_is_stable() {
         insta::assert_snapshot!(serde_json::to_string_pretty(&jobs()).unwrap());
+    }
+
+    #[test]
+    fn a_job_that_was_done_before_does_not_reboot_the_device_again() {
+        let accepted = Accepted { job: "7".into(), state: "done".into(), rebooting: false };
+        assert_eq!(accepted.render("the next boot does it"), "job 7\ndone\n");
     }
 }

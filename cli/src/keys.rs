@@ -1,7 +1,7 @@
 //! `nemosctl keys`: the ways into the overlay's volume.
 
 use std::fs;
-use std::io::{self, BufRead as _, IsTerminal as _, Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
@@ -15,7 +15,7 @@ use zbus::{Connection, Fd};
 use zeroize::Zeroizing;
 
 use crate::arguments::{Keys as Arguments, KeysCommand as Command, NewKey, Recovery};
-use crate::output::{Output, print};
+use crate::output::{Output, agrees, can_ask, print};
 use crate::style::Style;
 use crate::{Failure, table, text};
 
@@ -64,6 +64,12 @@ struct Added {
     waits: bool,
 }
 
+/// A recovery key that only its recipients can read, as in `--json`.
+#[derive(Debug, Serialize)]
+struct Escrow {
+    sealed_key: String,
+}
+
 /// Carries out a command about keys.
 pub async fn run(connection: &Connection, arguments: Arguments, output: Output) -> Result<u8, Failure> {
     // What this very command changes has to be asked for each time.
@@ -80,6 +86,14 @@ pub async fn run(connection: &Connection, arguments: Arguments, output: Output) 
             let provider = Provider::RecoveryKey.name().to_owned();
             let new = NewKey { provider, secret_file: None, unlock_file, recipient };
             add(&proxy, &new, rotate, output).await
+        }
+        Command::Recovery(Recovery::Show) => {
+            let sealed_key = proxy.sealed_recovery_key().await?;
+            if sealed_key.is_empty() {
+                return Err(Failure::NotSealed);
+            }
+            output.show(&Escrow { sealed_key }, |escrow| format!("{}\n", escrow.sealed_key.trim_end()))?;
+            Ok(0)
         }
         Command::Remove { slot, yes } => remove(&proxy, slot, yes, output).await,
         Command::Forecast => {
@@ -130,15 +144,12 @@ async fn remove(proxy: &KeysProxy<'_>, slot: u32, yes: bool, output: Output) -> 
     after.ways.retain(|way| way.slot != slot);
     after.best().name().clone_into(&mut after.outlook);
     if !yes && after.exit_code() != 0 {
-        let can_ask = !output.json && io::stdin().is_terminal() && io::stdout().is_terminal();
         let warning = "without this key, the next boot waits at its console for a passphrase or recovery key";
-        if !can_ask {
+        if !can_ask(output) {
             return Err(Failure::Usage(format!("{warning}; say --yes if that is meant")));
         }
         print(&format!("{warning}.\nRemove it? [y/N] "))?;
-        let mut answer = String::new();
-        io::stdin().lock().read_line(&mut answer)?;
-        if !matches!(answer.trim(), "y" | "Y" | "yes") {
+        if !agrees()? {
             return Err(Failure::Declined);
         }
     }
@@ -246,7 +257,7 @@ impl Forecast {
 
 impl Added {
     fn render(&self) -> String {
-        let waits = if self.waits { "the old one goes once the new one has opened a boot\n" } else { "" };
+        let waits = if self.waits { "the old one goes once a boot did not need it\n" } else { "" };
         if let Some(sealed) = &self.sealed_key {
             return format!("{}\n", sealed.trim_end());
         }

@@ -38,10 +38,20 @@ enum Failure {
     Call(#[from] CallError),
     #[error("a reset erases data, and there is no terminal to ask on; say --yes, or --dry-run to see what would go")]
     NobodyToAsk,
+    #[error(
+        "what is taken back is gone, and there is no terminal to ask on; say --yes, or --dry-run to see what would go"
+    )]
+    NobodyToAskForChanges,
+    #[error("{0} is as the image has it")]
+    Unchanged(String),
     #[error("nothing was changed")]
     Declined,
     #[error("{0}")]
     Usage(String),
+    #[error(
+        "no recovery key was sealed for a fleet: the image names no recipients, the device has no TPM, or another key took its place"
+    )]
+    NotSealed,
     #[error("{0}")]
     Certificate(#[from] certificate::Failure),
     #[error(transparent)]
@@ -53,9 +63,13 @@ enum Failure {
 impl Failure {
     fn exit_code(&self) -> u8 {
         match self {
-            Failure::Call(CallError::Refused(_)) | Failure::Declined | Failure::Output(_) => 1,
+            Failure::Call(CallError::Refused(_))
+            | Failure::Declined
+            | Failure::NotSealed
+            | Failure::Unchanged(_)
+            | Failure::Output(_) => 1,
             Failure::Certificate(failure) => failure.exit_code(),
-            Failure::NobodyToAsk | Failure::Usage(_) | Failure::Manifest(_) => 2,
+            Failure::NobodyToAsk | Failure::NobodyToAskForChanges | Failure::Usage(_) | Failure::Manifest(_) => 2,
             Failure::Call(CallError::Unreachable(_)) => 3,
         }
     }
@@ -114,7 +128,10 @@ async fn run(command: Command, output: Output) -> Result<u8, Failure> {
             reset::run(&connect().await?, arguments, output).await
         }
         Command::Integrity(arguments) => integrity::run(&connect().await?, arguments, output).await,
-        Command::Overlay(arguments) => overlay::run(&connect().await?, arguments, output).await,
+        Command::Overlay(arguments) => {
+            overlay::check(&arguments, output)?;
+            overlay::run(&connect().await?, arguments, output).await
+        }
         Command::Keys(arguments) => keys::run(&connect().await?, arguments, output).await,
         Command::Job(command) => job::run(&connect().await?, command, output).await,
     }

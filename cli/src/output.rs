@@ -1,6 +1,6 @@
 //! What goes to standard output: each answer is a value, shown to people as text or to programs as JSON.
 
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, BufRead as _, ErrorKind, IsTerminal as _, Write as _};
 
 use serde::Serialize;
 
@@ -20,6 +20,18 @@ impl Output {
     pub fn show<T: Serialize>(self, value: &T, text: impl FnOnce(&T) -> String) -> io::Result<()> {
         if self.json { print(&format!("{}\n", serde_json::to_string_pretty(value)?)) } else { print(&text(value)) }
     }
+}
+
+/// Whether somebody is there to be asked.
+pub fn can_ask(output: Output) -> bool {
+    !output.json && io::stdin().is_terminal() && io::stdout().is_terminal()
+}
+
+/// Whether the answer to a question is yes.
+pub fn agrees() -> io::Result<bool> {
+    let mut answer = String::new();
+    io::stdin().lock().read_line(&mut answer)?;
+    Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
 }
 
 /// Prints text. A reader that has seen enough is no error.

@@ -3,24 +3,33 @@
 use std::collections::BTreeMap;
 
 use nemos_api::CallError;
-use nemos_api::overlay::{ChangeRecord, ChangesOptions, OverlayProxy};
+use nemos_api::overlay::{ChangeRecord, ChangesOptions, ModeOptions, OverlayProxy, RevertOptions};
 use serde::Serialize;
 use zbus::Connection;
 use zbus::proxy::CacheProperties;
 
 use crate::Failure;
 use crate::arguments::{Overlay as Arguments, OverlayCommand as Command};
-use crate::output::{Output, print};
+use crate::job::Accepted;
+use crate::output::{Output, agrees, can_ask, print};
 use crate::{table, text};
 
 /// The overlay, as in `--json`; keys are added, never changed.
 #[derive(Debug, Serialize)]
 struct Overlay {
-    /// `persistent`, `volatile`.
+    /// `persistent`, `volatile`, `readonly`.
     mode: String,
     /// Bytes.
     size: u64,
     used: u64,
+}
+
+/// The mode of this boot, the next, and those after it, as in `--json`.
+#[derive(Debug, Serialize)]
+struct Modes {
+    now: String,
+    next: String,
+    then: String,
 }
 
 /// A change, as in `--json`; null where there is nothing to say.
@@ -46,6 +55,12 @@ struct Total {
     size: u64,
 }
 
+/// Refuses to take changes back without asking where there is nobody to ask.
+pub fn check(arguments: &Arguments, output: Output) -> Result<(), Failure> {
+    let asks = matches!(arguments.command, Some(Command::Revert { yes: false, dry_run: false, .. }));
+    if asks && !can_ask(output) { Err(Failure::NobodyToAskForChanges) } else { Ok(()) }
+}
+
 /// Carries out a command about the overlay.
 pub async fn run(connection: &Connection, arguments: Arguments, output: Output) -> Result<u8, Failure> {
     let proxy = OverlayProxy::builder(connection).cache_properties(CacheProperties::No).build().await?;
@@ -53,6 +68,17 @@ pub async fn run(connection: &Connection, arguments: Arguments, output: Output) 
         None => {
             let overlay = Overlay { mode: proxy.mode().await?, size: proxy.size().await?, used: proxy.used().await? };
             output.show(&overlay, Overlay::render)?;
+        }
+        Some(Command::Mode { mode, once }) => {
+            if let Some(mode) = &mode {
+                proxy.set_mode(mode, ModeOptions { once: Some(once) }).await?;
+            }
+            let modes = Modes {
+                now: proxy.mode().await?,
+                next: proxy.next_mode().await?,
+                then: proxy.mode_after_next().await?,
+            };
+            output.show(&modes, Modes::render)?;
         }
         Some(Command::Diff { path, stat: true }) => {
             let mut totals = Totals::default();
@@ -76,11 +102,51 @@ pub async fn run(connection: &Connection, arguments: Arguments, output: Output) 
             .await?;
             output.show(&changes, |_| String::new())?;
         }
+        Some(Command::Revert { paths, dry_run: true, .. }) => {
+            output.show(&all_changes(&proxy, &paths).await?, |changes| render_changes(changes))?;
+        }
+        Some(Command::Revert { paths, yes, no_reboot, .. }) => {
+            if !yes {
+                confirm(&all_changes(&proxy, &paths).await?, no_reboot)?;
+            }
+            let options = RevertOptions { reboot: Some(!no_reboot), ..RevertOptions::default() };
+            let job = proxy.revert(&paths, options).await?;
+            let accepted = Accepted::of(connection, &job, !no_reboot).await?;
+            output.show(&accepted, |accepted| accepted.render("the next boot takes the changes back"))?;
+        }
         Some(Command::Diff { path, stat: false }) => {
-            each_page(&proxy, path, |page| Ok(print(&page.iter().map(Change::render).collect::<String>())?)).await?;
+            each_page(&proxy, path, |page| Ok(print(&render_changes(&page))?)).await?;
         }
     }
     Ok(0)
+}
+
+/// The changes at and below these paths, of which each must have some.
+async fn all_changes(proxy: &OverlayProxy<'_>, paths: &[String]) -> Result<Vec<Change>, Failure> {
+    let mut changes = Vec::new();
+    for path in paths {
+        let before = changes.len();
+        each_page(proxy, Some(path.clone()), |page| {
+            changes.extend(page);
+            Ok(())
+        })
+        .await?;
+        if changes.len() == before {
+            return Err(Failure::Unchanged(path.clone()));
+        }
+    }
+    Ok(changes)
+}
+
+fn render_changes(changes: &[Change]) -> String {
+    changes.iter().map(Change::render).collect()
+}
+
+/// Says what goes, and asks.
+fn confirm(changes: &[Change], no_reboot: bool) -> Result<(), Failure> {
+    let when = if no_reboot { "At the next boot, take" } else { "Reboot now, and take" };
+    print(&format!("{}\n{when} {} changes back? [y/N] ", render_changes(changes), changes.len()))?;
+    if agrees()? { Ok(()) } else { Err(Failure::Declined) }
 }
 
 /// Asks for all changes, page by page.
@@ -132,8 +198,23 @@ fn render_totals(totals: &[Total]) -> String {
 
 impl Overlay {
     fn render(&self) -> String {
-        let where_to = if self.mode == "volatile" { ", gone at the next boot" } else { "" };
+        let where_to = match self.mode.as_str() {
+            "volatile" => ", gone at the next boot",
+            "readonly" => " but for /etc and /var, gone at the next boot",
+            _ => "",
+        };
         format!("{}{where_to}: {} of {} in use\n", self.mode, text::bytes(self.used), text::bytes(self.size))
+    }
+}
+
+impl Modes {
+    fn render(&self) -> String {
+        let Modes { now, next, then } = self;
+        match (next == now, then == next) {
+            (true, true) => format!("{now}\n"),
+            (false, true) => format!("{now}; {next} from the next boot on\n"),
+            (_, false) => format!("{now}; {next} at the next boot, {then} from then on\n"),
+        }
     }
 }
 
@@ -173,6 +254,19 @@ mod tests {
         assert_eq!(change("/etc/b", "added", "folder").render(), "added     /etc/b/\n");
         let renamed = Change { from: Some("/etc/c".into()), ..change("/etc/d", "renamed", "folder") };
         assert_eq!(renamed.render(), "renamed   /etc/d/ from /etc/c\n");
+    }
+
+    #[test]
+    fn modes_are_told_as_far_as_they_differ() {
+        let told = |now: &str, next: &str, then: &str| {
+            Modes { now: now.into(), next: next.into(), then: then.into() }.render()
+        };
+        assert_eq!(told("persistent", "persistent", "persistent"), "persistent\n");
+        assert_eq!(told("persistent", "readonly", "readonly"), "persistent; readonly from the next boot on\n");
+        assert_eq!(
+            told("persistent", "volatile", "persistent"),
+            "persistent; volatile at the next boot, persistent from then on\n"
+        );
     }
 
     #[test]

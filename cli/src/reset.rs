@@ -1,25 +1,15 @@
 //! `nemosctl reset`: back to the image as it was shipped.
 
-use std::io::{BufRead, IsTerminal};
-
 use jiff::Zoned;
-use nemos_api::CallError;
-use nemos_api::job;
 use nemos_api::reset::{KeptEntry, PlanOptions, PlanRecord, RequestOptions, ResetProxy};
-use nemos_model::job::JobState;
 use nemos_model::partitions::Partition;
 use serde::Serialize;
 use zbus::Connection;
 
 use crate::arguments::{Reset as Arguments, ResetCommand};
-use crate::job::Job;
-use crate::output::{Output, print};
+use crate::job::{Accepted, Job};
+use crate::output::{Output, agrees, can_ask, print};
 use crate::{Failure, certificate, table, text};
-
-/// State of a job that the next boot carries out.
-const WAITING: &str = JobState::WaitingForReboot.name();
-/// State of a job whose time has not come.
-const QUEUED: &str = JobState::Queued.name();
 
 /// What a reset would do. This is also the shape of `--dry-run --json`; sizes in bytes, null where not known.
 #[derive(Debug, Serialize)]
@@ -69,22 +59,10 @@ struct Room {
     available: u64,
 }
 
-/// What was accepted. This is also the shape of `--yes --json`.
-#[derive(Debug, Serialize)]
-struct Accepted {
-    /// The job; see `nemosctl job show`.
-    job: String,
-    /// Its state.
-    state: String,
-    /// Whether the device reboots now.
-    rebooting: bool,
-}
-
 /// Refuses a reset that has to be asked about where there is nobody to ask.
 pub fn check(arguments: &Arguments, output: Output) -> Result<(), Failure> {
     let asks = arguments.command.is_none() && !arguments.yes && !arguments.dry_run;
-    let can_ask = !output.json && std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
-    if asks && !can_ask { Err(Failure::NobodyToAsk) } else { Ok(()) }
+    if asks && !can_ask(output) { Err(Failure::NobodyToAsk) } else { Ok(()) }
 }
 
 /// Carries out a command about resets.
@@ -99,7 +77,10 @@ pub async fn run(connection: &Connection, arguments: Arguments, output: Output) 
             return certificate::run(command, output).await;
         }
         arguments if arguments.dry_run => output.show(&ask_plan(connection, &arguments).await?, Plan::render)?,
-        arguments => output.show(&reset(connection, arguments).await?, Accepted::render)?,
+        arguments => {
+            let accepted = reset(connection, arguments).await?;
+            output.show(&accepted, |accepted| accepted.render("the next boot resets the device"))?;
+        }
     }
     Ok(0)
 }
@@ -134,15 +115,7 @@ async fn reset(connection: &Connection, arguments: Arguments) -> Result<Accepted
         not_before,
     };
     let path = ResetProxy::new(connection).await?.request(scope, options).await?;
-    let id = job::id_at(path.as_str()).ok_or(zbus::Error::InvalidReply)?;
-    let state = match job::get(connection, id).await {
-        Ok(job) => job.state,
-        // It was accepted; the reboot may have taken nemosd down before it could answer again.
-        Err(CallError::Unreachable(_)) if !arguments.no_reboot => WAITING.to_owned(),
-        Err(error) => return Err(error.into()),
-    };
-    // A job that was done before, for the same key, makes nothing reboot.
-    Ok(Accepted { job: id.to_string(), rebooting: !arguments.no_reboot && state == WAITING, state })
+    Accepted::of(connection, &path, !arguments.no_reboot).await
 }
 
 /// Says what will go, and asks. Gives back the name of the plan that was agreed to.
@@ -154,12 +127,7 @@ async fn confirm(connection: &Connection, arguments: &Arguments) -> Result<Strin
         (None, false) => "Reboot now and erase?".to_owned(),
     };
     print(&format!("{}\n{question} [y/N] ", plan.render()))?;
-    let mut answer = String::new();
-    std::io::stdin().lock().read_line(&mut answer)?;
-    match answer.trim().to_lowercase().as_str() {
-        "y" | "yes" => Ok(plan.name),
-        _ => Err(Failure::Declined),
-    }
+    if agrees()? { Ok(plan.name) } else { Err(Failure::Declined) }
 }
 
 /// A list as an option: not there if it is empty.
@@ -175,18 +143,6 @@ async fn ask_plan(connection: &Connection, arguments: &Arguments) -> Result<Plan
     };
     let (name, record) = ResetProxy::new(connection).await?.plan(options).await?;
     Ok(Plan::new(name, record))
-}
-
-impl Accepted {
-    fn render(&self) -> String {
-        let next = match (self.rebooting, self.state.as_str()) {
-            (true, _) => "rebooting",
-            (false, WAITING) => "the next boot resets the device",
-            (false, QUEUED) => "waits for its time; `nemosctl job cancel` takes it back",
-            (false, state) => state,
-        };
-        format!("job {}\n{next}\n", self.job)
-    }
 }
 
 impl Plan {
@@ -293,11 +249,5 @@ mod tests {
     #[test]
     fn the_json_is_stable() {
         insta::assert_snapshot!(serde_json::to_string_pretty(&plan()).unwrap());
-    }
-
-    #[test]
-    fn a_job_that_was_done_before_does_not_reboot_the_device_again() {
-        let accepted = Accepted { job: "7".into(), state: "done".into(), rebooting: false };
-        assert_eq!(accepted.render(), "job 7\ndone\n");
     }
 }

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use nemos_image::recipe::Recipe;
-use nemos_model::keys::{OVERLAY_CIPHER, OVERLAY_SECTOR_BYTES};
+use nemos_model::keys::{OVERLAY_CIPHER, OVERLAY_SECTOR_BYTES, Policy, policy};
 use nemos_model::partitions::Partition;
 use nemos_model::state::{DeviceState, FILE_NAME};
 
@@ -67,6 +67,8 @@ fn the_files_are_the_same() {
     let state = format!("{}/{FILE_NAME}", Partition::State.mount_point().unwrap());
     let state = files.remove(&state).expect("the state that the device begins with");
     assert_eq!(DeviceState::parse(state.as_bytes()).unwrap(), DeviceState::shipped_with_volume());
+    let keys = files.remove(&format!("/{}", policy::FILE)).expect("the policy of keys");
+    assert_eq!(serde_json::from_str::<Policy>(&keys).unwrap(), recipe().keys);
     let names = |files: &BTreeMap<String, String>| files.keys().cloned().collect::<Vec<_>>();
     let wanted = recipe().files;
     assert_eq!(names(&files), names(&wanted), "kiwi/x86/root, and [files] of recipes/default.toml");

@@ -121,7 +121,7 @@ pub fn id_at(path: &str) -> Option<JobId> {
 pub struct JobRecord {
     /// Its name.
     pub id: String,
-    /// `provision`, `reset-overlay`, `reset-factory`.
+    /// `provision`, `take-over`, `reset-overlay`, `reset-factory`, `revert`.
     pub kind: String,
     /// `queued`, `waiting-for-reboot`, `running`, `done`, `failed` or `cancelled`.
     pub state: String,

@@ -24,11 +24,15 @@ pub trait Keys {
     #[zbus(property(emits_changed_signal = "invalidates"))]
     fn demo_key(&self) -> Result<bool, CallError>;
 
+    /// The recovery key that was made for the fleet when this device began, in the format of age; empty if there is none.
+    #[zbus(property(emits_changed_signal = "invalidates"))]
+    fn sealed_recovery_key(&self) -> Result<String, CallError>;
+
     /// Adds a key, and returns its slot once it was seen to open the volume.
     #[zbus(allow_interactive_auth)]
     fn enroll(&self, provider: &str, options: KeyOptions<'_>, secret: Fd<'_>) -> Result<u32, CallError>;
 
-    /// Adds a key in place of the one of that provider, which goes once a boot was opened by the new one.
+    /// Adds a key in place of the one of that provider, which goes once a boot did not need it.
     #[zbus(allow_interactive_auth)]
     fn rotate(&self, provider: &str, options: KeyOptions<'_>, secret: Fd<'_>) -> Result<u32, CallError>;
 

@@ -46,6 +46,10 @@ pub mod action {
     pub const KEYS_REMOVE: &str = "org.nemos.device1.keys.remove";
     /// Have the device make a recovery key, and see it.
     pub const KEYS_RECOVERY: &str = "org.nemos.device1.keys.recovery";
+    /// Set where changes to the root go.
+    pub const OVERLAY_MODE: &str = "org.nemos.device1.overlay.mode";
+    /// Take changes to the root back.
+    pub const OVERLAY_REVERT: &str = "org.nemos.device1.overlay.revert";
     /// See which files differ from the factory image.
     pub const OVERLAY_CHANGES: &str = "org.nemos.device1.overlay.changes";
     /// Take back a job that has not begun.

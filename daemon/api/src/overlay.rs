@@ -2,7 +2,7 @@
 
 use nemos_model::overlay::changes::{Change, from_text, to_text};
 use std::path::PathBuf;
-use zbus::{DeserializeDict, SerializeDict, Type, proxy};
+use zbus::{DeserializeDict, OwnedObjectPath, SerializeDict, Type, proxy};
 
 use crate::options::{Dictionary, Options};
 use crate::{CallError, Error, ErrorKind};
@@ -17,9 +17,17 @@ pub const MOST_CHANGES: u32 = 1000;
     default_path = "/org/nemos/Device1"
 )]
 pub trait Overlay {
-    /// `persistent` or `volatile`: where changes go at this boot.
+    /// `persistent`, `volatile` or `readonly`: where changes go at this boot.
     #[zbus(property)]
     fn mode(&self) -> Result<String, CallError>;
+
+    /// The mode of the next boot.
+    #[zbus(property)]
+    fn next_mode(&self) -> Result<String, CallError>;
+
+    /// The mode of the boots after that one.
+    #[zbus(property)]
+    fn mode_after_next(&self) -> Result<String, CallError>;
 
     /// Bytes that its file system has.
     #[zbus(property)]
@@ -29,9 +37,57 @@ pub trait Overlay {
     #[zbus(property(emits_changed_signal = "false"))]
     fn used(&self) -> Result<u64, CallError>;
 
+    /// Sets the mode from the next boot on.
+    #[zbus(allow_interactive_auth)]
+    fn set_mode(&self, mode: &str, options: ModeOptions) -> Result<(), CallError>;
+
+    /// Has the next boot take the changes at and below these paths back, and returns the job.
+    #[zbus(allow_interactive_auth)]
+    fn revert(&self, paths: &[String], options: RevertOptions) -> Result<OwnedObjectPath, CallError>;
+
     /// What differs from the factory image, in the order of the paths, and where to go on; empty at the end.
     #[zbus(allow_interactive_auth)]
     fn changes(&self, options: ChangesOptions) -> Result<(Vec<ChangeRecord>, String), CallError>;
+}
+
+/// Options of `SetMode`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, SerializeDict, Type)]
+#[zbus(signature = "a{sv}")]
+pub struct ModeOptions {
+    /// For the next boot alone.
+    pub once: Option<bool>,
+}
+
+impl ModeOptions {
+    /// Reads what a caller sent: whether it is for the next boot alone.
+    pub fn parse(dictionary: Dictionary) -> Result<bool, Error> {
+        let mut options = Options::new(dictionary);
+        let once = options.take("once")?;
+        options.finish()?;
+        Ok(once.unwrap_or_default())
+    }
+}
+
+/// Options of `Revert`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, SerializeDict, Type)]
+#[zbus(signature = "a{sv}")]
+pub struct RevertOptions {
+    /// Idempotency key: asking again with it gives back the same job.
+    pub key: Option<String>,
+    /// A label for the caller's own records.
+    pub label: Option<String>,
+    /// Reboot at once.
+    pub reboot: Option<bool>,
+}
+
+impl RevertOptions {
+    /// Reads what a caller sent.
+    pub fn parse(dictionary: Dictionary) -> Result<Self, Error> {
+        let mut options = Options::new(dictionary);
+        let read =
+            RevertOptions { key: options.take("key")?, label: options.take("label")?, reboot: options.take("reboot")? };
+        options.finish().map(|()| read)
+    }
 }
 
 /// Options of `Changes`.

@@ -123,7 +123,7 @@ impl SigningKey {
                 let key = ecdsa::SigningKey::from_pkcs8_pem(pem).map_err(|error| damaged(&path, error))?;
                 Ok(SigningKey::File(key))
             }
-            Err(KeyFileError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => make_file(store),
+            Err(error) if error.is_not_there() => make_file(store),
             Err(other) => Err(other.into()),
         }
     }

@@ -1,5 +1,6 @@
 //! Opens the overlay, or puts memory in its place.
 
+use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use nemos_host::overlay::{self as host, OverlayError};
 use nemos_host::partitions::Disk;
 use nemos_model::boot::{DamagedHeader, Reason};
 use nemos_model::keys::{KeyslotId, Provider};
-use nemos_model::overlay::{Mode, UPPER_MOUNT};
+use nemos_model::overlay::{Mode, SAVED_MOUNT, UPPER_MOUNT};
 use nemos_model::partitions::Partition;
 use nemos_model::state::Volume;
 use tracing::warn;
@@ -38,54 +39,77 @@ pub struct Opened {
     pub degraded: Option<Reason>,
 }
 
-/// Mounts the overlay on `sysroot`: on the encrypted volume, or, if that cannot be, in memory. Erases nothing.
+/// Mounts the overlay on `sysroot`, in the mode that was asked for. The volume is opened in every mode; if it cannot be, memory
+/// takes its place. Erases nothing.
 ///
 /// `expected` is what the state says of the volume; `None` if the state cannot be read, and then any volume that
 /// the key opens will do.
-pub fn open(disk: &Disk, expected: Option<Volume>, lower: &Path, sysroot: &Path) -> Result<Opened, OverlayError> {
+pub fn open(
+    disk: &Disk,
+    expected: Option<Volume>,
+    asked: Mode,
+    lower: &Path,
+    sysroot: &Path,
+) -> Result<Opened, OverlayError> {
     let upper = Path::new(UPPER_MOUNT);
     let damaged = damaged_headers(disk);
     let headers = || {
         let left = damaged_headers(disk);
         damaged.iter().map(|&start| DamagedHeader { start, repaired: !left.contains(&start) }).collect()
     };
-    let reason = match expected {
-        Some(Volume::NeverProvisioned | Volume::Erased) => Reason::OverlayMissing,
-        Some(Volume::Built) => Reason::OverlayNotTakenOver,
-        _ => match open_volume(disk, expected, upper) {
-            Ok((volume, unlocked)) => match host::mount_overlay(lower, upper, sysroot) {
-                Ok(()) => {
-                    return Ok(Opened {
-                        mode: Mode::Persistent,
-                        volume: Some(volume),
-                        volume_built: matches!(expected, Some(Volume::TakenOver { .. })),
-                        provider: Some(unlocked.provider),
-                        keyslot: Some(unlocked.slot),
-                        headers: headers(),
-                        degraded: None,
-                    });
-                }
-                Err(error) => {
-                    leave(disk, upper);
-                    Reason::OverlayDamaged { error: error.to_string() }
-                }
-            },
-            Err(reason) => reason,
-        },
+    let opened = match expected {
+        Some(Volume::NeverProvisioned | Volume::Erased) => Err(Reason::OverlayMissing),
+        Some(Volume::Built) => Err(Reason::OverlayNotTakenOver),
+        _ => open_volume(disk, expected, asked),
     };
-    host::mount_volatile(upper)?;
-    host::mount_overlay(lower, upper, sysroot)?;
-    // There is a volume, and it does not open: its headers may say why.
-    let headers = if matches!(reason, Reason::OverlayDamaged { .. }) { headers() } else { Vec::new() };
-    Ok(Opened {
-        mode: Mode::Volatile,
-        volume: None,
-        volume_built: false,
-        provider: None,
-        keyslot: None,
-        headers,
-        degraded: Some(reason),
+    let opened = opened.and_then(|opened| match asked {
+        Mode::Persistent => host::mount_overlay(lower, upper, sysroot).map(|()| opened).map_err(|error| {
+            leave(disk, upper);
+            Reason::OverlayDamaged { error: error.to_string() }
+        }),
+        Mode::Volatile | Mode::ReadOnly => Ok(opened),
+    });
+    let mode = if opened.is_ok() { asked } else { without_volume(asked) };
+    match mode {
+        Mode::Persistent => {}
+        Mode::Volatile => {
+            host::mount_volatile(upper)?;
+            host::mount_overlay(lower, upper, sysroot)?;
+        }
+        Mode::ReadOnly => {
+            host::mount_volatile(upper)?;
+            host::mount_read_only(lower, upper, sysroot)?;
+        }
+    }
+    Ok(match opened {
+        Ok((volume, unlocked)) => Opened {
+            mode,
+            volume: Some(volume),
+            volume_built: matches!(expected, Some(Volume::TakenOver { .. })),
+            provider: Some(unlocked.provider),
+            keyslot: Some(unlocked.slot),
+            headers: headers(),
+            degraded: None,
+        },
+        // If there is a volume, and it does not open, its headers may say why.
+        Err(reason) => Opened {
+            mode,
+            volume: None,
+            volume_built: false,
+            provider: None,
+            keyslot: None,
+            headers: if matches!(reason, Reason::OverlayDamaged { .. }) { headers() } else { Vec::new() },
+            degraded: Some(reason),
+        },
     })
+}
+
+/// The mode of a boot whose volume cannot be used.
+const fn without_volume(asked: Mode) -> Mode {
+    match asked {
+        Mode::Persistent | Mode::Volatile => Mode::Volatile,
+        Mode::ReadOnly => Mode::ReadOnly,
+    }
 }
 
 /// Where the copies of the header begin that are damaged now.
@@ -97,7 +121,8 @@ fn damaged_headers(disk: &Disk) -> Vec<u64> {
     })
 }
 
-fn open_volume(disk: &Disk, expected: Option<Volume>, upper: &Path) -> Result<(Uuid, Unlocked), Reason> {
+/// Opens the volume, and mounts it where that mode has it.
+fn open_volume(disk: &Disk, expected: Option<Volume>, mode: Mode) -> Result<(Uuid, Unlocked), Reason> {
     let damaged = |error| Reason::OverlayDamaged { error };
     let partition = disk.partition(Partition::Root, APPEAR).map_err(|error| damaged(error.to_string()))?;
     let found = host::identity(&partition).map_err(|error| error.to_string()).map_err(damaged)?;
@@ -106,17 +131,22 @@ fn open_volume(disk: &Disk, expected: Option<Volume>, upper: &Path) -> Result<(U
     }
     let unlocked = unlock(&partition).map_err(damaged)?;
     host::open_slot(&partition, &unlocked.key, unlocked.slot).map_err(|error| damaged(error.to_string()))?;
-    host::mount_file_system(upper).map_err(|error| {
-        leave(disk, upper);
+    let (place, mounted) = match mode {
+        Mode::Persistent => (UPPER_MOUNT, host::mount_file_system(Path::new(UPPER_MOUNT))),
+        Mode::Volatile | Mode::ReadOnly => (SAVED_MOUNT, host::mount_saved(Path::new(SAVED_MOUNT))),
+    };
+    mounted.map_err(|error| {
+        leave(disk, Path::new(place));
         damaged(error.to_string())
     })?;
     Ok((found.uuid, unlocked))
 }
 
 /// Undoes what was opened, so that memory can take its place.
-fn leave(disk: &Disk, upper: &Path) {
+fn leave(disk: &Disk, place: &Path) {
     // Nothing is mounted if mounting is what failed.
-    let _ = unmount(upper);
+    let _ = unmount(place);
+    let _ = fs::remove_dir(place);
     let closed = disk.partition(Partition::Root, APPEAR).map(|partition| host::close(&partition));
     if let Ok(Err(error)) = closed {
         warn!("{error}");

@@ -13,6 +13,7 @@ use nemos_model::JobId;
 use nemos_model::boot::Reason;
 use nemos_model::job::Job;
 use nemos_model::keys::DEMO_KEY_FILE;
+use nemos_model::overlay::Mode;
 use nemos_model::partitions::Partition;
 use nemos_model::reset::Step;
 use nemos_model::state::{AtBoot, DeviceState, NotTaken, Outcome, Volume};
@@ -32,6 +33,8 @@ pub struct Done {
     pub job: Option<JobId>,
     /// The overlay's volume; `None` if the state does not say.
     pub volume: Option<Volume>,
+    /// Where changes to the root are to go.
+    pub mode: Mode,
     /// What went wrong.
     pub degraded: Vec<Reason>,
 }
@@ -39,7 +42,7 @@ pub struct Done {
 impl Done {
     /// Nothing was done, for this reason.
     pub fn nothing(reason: Reason) -> Self {
-        Done { job: None, volume: None, degraded: vec![reason] }
+        Done { job: None, volume: None, mode: Mode::Persistent, degraded: vec![reason] }
     }
 }
 
@@ -86,7 +89,21 @@ pub fn carry_out(store: &Store, place: &Place<'_>, command_line_asks: bool) -> D
         }
     });
     let reason = failed.unwrap_or_else(|error| Some(Reason::StateUnreadable { error: error.to_string() }));
-    Done { job, volume: Some(state.volume), degraded: reason.into_iter().collect() }
+    let mode = mode_of_this_boot(store, &mut state);
+    Done { job, volume: Some(state.volume), mode, degraded: reason.into_iter().collect() }
+}
+
+/// What was asked for this boot alone is forgotten before it takes effect: it must not last because of a power cut.
+fn mode_of_this_boot(store: &Store, state: &mut DeviceState) -> Mode {
+    let before = state.modes;
+    let mode = state.modes.begin();
+    if state.modes != before
+        && let Err(error) = store.write(state)
+    {
+        warn!("mode {mode} was asked for this boot alone, and is not taken, for it would last: {error}");
+        return state.modes.then();
+    }
+    mode
 }
 
 fn begin(store: &Store, state: &mut DeviceState, command_line_asks: bool) -> Result<AtBoot, Interrupted> {
@@ -152,8 +169,9 @@ fn one_step(step: Step, job: &Job, place: &Place<'_>) -> Result<Outcome, String>
         }
     };
     let Place { disk, lower, state } = *place;
-    // Only what is kept has to be read from the volume that there is; it may have other keys than the one that is made.
-    let unlocked = if step == Step::StageKept { Some(unlock_old(disk)?) } else { None };
+    // These work on the volume that there is, which may have other keys than one that is made.
+    let opens_old = matches!(step, Step::StageKept | Step::Revert);
+    let unlocked = if opens_old { Some(unlock_old(disk)?) } else { None };
     let unlock = unlocked.as_ref().map(|unlocked| (&unlocked.key, unlocked.slot));
     let work = Work { disk, secret: &secret, unlock, lower, state, scratch: Path::new(SCRATCH) };
     carry_out_step(step, job, &work, &mut progress).map_err(|error| error.to_string())

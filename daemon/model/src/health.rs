@@ -50,6 +50,8 @@ pub struct Finding {
 
 const DEMO_KEY: &str = "demo key in use: whoever has the image can open this device's overlay";
 
+const USED_RECOVERY_KEY: &str = "a recovery key opened this boot, and is known now to whoever typed it: have the device make another (`nemosctl keys recovery create --rotate`)";
+
 /// Percent of a file system in use from which on somebody should make room, and from which on hardly anything fits.
 pub const NEARLY_FULL: u64 = 90;
 /// See [`NEARLY_FULL`].
@@ -101,6 +103,9 @@ pub fn findings(seen: &Observed, last: Result<Option<&Job>, &str>) -> Vec<Findin
     findings.extend(space(seen));
     if seen.demo_key_opens() {
         findings.push(warning(DEMO_KEY.into()));
+    }
+    if seen.recovery_key_was_used() {
+        findings.push(warning(USED_RECOVERY_KEY.into()));
     }
     if seen.report.as_ref().is_some_and(|report| report.volume_built) {
         findings.push(warning(

@@ -109,6 +109,8 @@ pub enum Kind {
         /// How much of it.
         scope: Scope,
     },
+    /// Some paths of the root back to what the image has.
+    Revert,
 }
 
 impl fmt::Display for Kind {
@@ -117,6 +119,7 @@ impl fmt::Display for Kind {
             Kind::Provision => f.write_str("provision"),
             Kind::TakeOver => f.write_str("take-over"),
             Kind::Reset { scope } => write!(f, "reset-{scope}"),
+            Kind::Revert => f.write_str("revert"),
         }
     }
 }
@@ -210,6 +213,9 @@ pub struct Job {
     /// What a reset keeps.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub keep: Vec<KeptPath>,
+    /// What a revert takes back.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub paths: Vec<KeptPath>,
     /// Name of the plan that it was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<Uuid>,
@@ -270,6 +276,11 @@ impl Requester {
         Requester { uid: 0, user: None, process: Some("nemos-initrd".into()), label: None }
     }
 
+    /// Nobody in particular: what the image's recipe says of keys.
+    pub fn policy() -> Self {
+        Requester { process: Some("nemosd".into()), ..Requester::image() }
+    }
+
     /// Whoever wrote the kernel's command line.
     pub fn command_line() -> Self {
         Requester { label: Some(COMMAND_LINE_LABEL.into()), ..Requester::image() }
@@ -284,6 +295,7 @@ impl Job {
             kind,
             state,
             keep: Vec::new(),
+            paths: Vec::new(),
             plan: None,
             requested_by,
             requested_at: now,
@@ -307,6 +319,7 @@ impl Job {
             Kind::Provision => Step::PROVISION.to_vec(),
             Kind::TakeOver => vec![Step::TakeOver],
             Kind::Reset { scope } => scope.steps(!self.keep.is_empty()),
+            Kind::Revert => vec![Step::Revert],
         }
     }
 
@@ -336,7 +349,7 @@ impl Job {
     /// What became of each partition; nothing for what is not a reset.
     pub fn grades(&self) -> Vec<(Partition, Grade)> {
         match self.kind {
-            Kind::Provision | Kind::TakeOver => Vec::new(),
+            Kind::Provision | Kind::TakeOver | Kind::Revert => Vec::new(),
             Kind::Reset { scope } => grades(scope, &self.steps.iter().map(|done| done.step).collect::<Vec<_>>()),
         }
     }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::boot::{BootReport, Reason};
 use crate::integrity::{PRELOADED_MAPPING, VERITY_MAPPING, VerityStatus, VerityTable};
 use crate::keys::{Provider, Slot};
-use crate::overlay::{INTEGRITY_MAPPING, LOWER_MOUNT, LUKS_MAPPING, Mode, OVERLAY_SOURCE, UPPER_MOUNT};
+use crate::overlay::{INTEGRITY_MAPPING, LOWER_MOUNT, LUKS_MAPPING, Mode, OVERLAY_SOURCE, SAVED_MOUNT, UPPER_MOUNT};
 use crate::partitions::Partition;
 
 /// How a layer is.
@@ -122,13 +122,17 @@ pub struct Observed {
 
 /// Draws the whole stack, from the root down; a layer that should be there and is not is drawn as failed.
 pub fn layers(seen: &Observed) -> Vec<Layer> {
-    let volatile = seen.report.as_ref().is_some_and(|report| report.mode == Mode::Volatile);
+    let report = seen.report.as_ref();
+    let mode = report.map_or(Mode::Persistent, |report| report.mode);
     let mut layers = vec![seen.root(), seen.mount(LOWER_MOUNT, "squashfs", VERITY_MAPPING)];
     layers.push(seen.verity(VERITY_MAPPING, Partition::Readonly));
-    if volatile {
-        layers.push(seen.volatile_upper());
-    } else {
-        layers.push(seen.mount(UPPER_MOUNT, "xfs", LUKS_MAPPING));
+    if mode != Mode::Persistent {
+        layers.push(seen.memory_upper());
+    }
+    // On a degraded boot it is not there, and memory is in its place.
+    if mode == Mode::Persistent || report.is_some_and(|report| report.volume.is_some()) {
+        let place = if mode == Mode::Persistent { UPPER_MOUNT } else { SAVED_MOUNT };
+        layers.push(seen.mount(place, "xfs", LUKS_MAPPING));
         layers.push(seen.mapping(LUKS_MAPPING, "crypt", INTEGRITY_MAPPING));
         layers.push(seen.mapping(INTEGRITY_MAPPING, "integrity", Partition::Root.label()));
     }
@@ -153,6 +157,12 @@ impl Observed {
         let is_there = |id| self.keyslots.iter().any(|slot| Some(slot.id) == id);
         let is_recorded = self.keyslots.iter().any(|slot| slot.provider() == Some(Provider::DemoKey));
         is_recorded || opened.is_some_and(|report| self.keyslots.is_empty() || is_there(report.keyslot))
+    }
+
+    /// Whether a recovery key opened this boot that still opens the volume: whoever brought it has seen it.
+    pub fn recovery_key_was_used(&self) -> bool {
+        let used = self.report.as_ref().filter(|report| report.provider == Some(Provider::RecoveryKey));
+        used.is_some_and(|report| self.keyslots.iter().any(|slot| Some(slot.id) == report.keyslot))
     }
 
     /// Why this boot is degraded; empty if it is not.
@@ -182,7 +192,9 @@ impl Observed {
         let on = [LOWER_MOUNT, UPPER_MOUNT].map(str::to_owned).to_vec();
         let root = self.mounts.iter().find(|mount| mount.target == "/");
         let (state, detail) = match root {
-            Some(root) if root.fs_type == "overlay" && root.source == OVERLAY_SOURCE => (LayerState::Ok, "read-write"),
+            Some(root) if root.fs_type == "overlay" && root.source == OVERLAY_SOURCE => {
+                (LayerState::Ok, if root.read_only { "read-only" } else { "read-write" })
+            }
             Some(_) => (LayerState::Failed, "not the overlay that nemos-initrd mounts"),
             None => (LayerState::Failed, "not mounted"),
         };
@@ -193,7 +205,9 @@ impl Observed {
         let mount = self.mounts.iter().find(|mount| mount.target == target);
         let (state, detail) = match mount {
             Some(mount) if mount.fs_type != fs_type => (LayerState::Failed, "another file system is mounted here"),
-            Some(mount) if mount.read_only && fs_type == "squashfs" => (LayerState::Ok, "read-only"),
+            Some(mount) if mount.read_only && (fs_type == "squashfs" || target == SAVED_MOUNT) => {
+                (LayerState::Ok, "read-only")
+            }
             Some(mount) if mount.read_only => (LayerState::Failed, "read-only after an error"),
             Some(_) => (LayerState::Ok, "read-write"),
             None => (LayerState::Failed, "not mounted"),
@@ -201,10 +215,19 @@ impl Observed {
         Layer { on: vec![on.to_owned()], ..Layer::of_mount(target, fs_type, state, detail, mount) }
     }
 
-    fn volatile_upper(&self) -> Layer {
+    /// Memory in the place of the volume: as it was asked for, or because the volume is not open.
+    fn memory_upper(&self) -> Layer {
         let mount = self.mounts.iter().find(|mount| mount.target == UPPER_MOUNT);
         let detail = "in memory: changes are lost at the next boot";
-        Layer { device: None, ..Layer::of_mount(UPPER_MOUNT, "tmpfs", LayerState::Failed, detail, mount) }
+        let was_asked = mount.is_some() && self.report.as_ref().is_some_and(|report| report.volume.is_some());
+        let state = if was_asked { LayerState::Ok } else { LayerState::Failed };
+        Layer { device: None, ..Layer::of_mount(UPPER_MOUNT, "tmpfs", state, detail, mount) }
+    }
+
+    /// Where the file system of the overlay's volume is mounted, if it is.
+    pub fn volume_mount(&self) -> Option<&SeenMount> {
+        let at = |target: &str| self.mounts.iter().find(|mount| mount.target == target && mount.fs_type != "tmpfs");
+        at(SAVED_MOUNT).or_else(|| at(UPPER_MOUNT))
     }
 
     /// A mapping by its name.

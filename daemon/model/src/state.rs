@@ -8,7 +8,9 @@ use thiserror::Error;
 use uuid::Uuid;
 
 use crate::job::{Job, JobId, JobState, Kind, MAX_TEXT, Refused, Requester};
+use crate::keys::recovery::Sealed;
 use crate::keys::{self, Change, Identity, KeyslotId};
+use crate::overlay::Modes;
 use crate::reset::audit::{Audit, Survey};
 use crate::reset::{KeptPath, Scope, Step};
 use crate::time::Timestamp;
@@ -67,6 +69,12 @@ pub struct DeviceState {
     /// A change of the key slots that has not come to its end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     key_change: Option<Change>,
+    /// The recovery key that was made for the fleet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sealed: Option<Sealed>,
+    /// Where changes to the root are to go.
+    #[serde(default, skip_serializing_if = "Modes::is_default")]
+    pub modes: Modes,
 }
 
 /// Why a document cannot be used.
@@ -83,15 +91,30 @@ pub enum Unreadable {
     ManyPending(usize),
 }
 
+/// What a caller wants.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wanted {
+    /// Back to the image as it was shipped.
+    Reset {
+        /// How much.
+        scope: Scope,
+        /// What to keep, as [`keep::decide`](crate::reset::keep::decide) decided.
+        keep: Vec<KeptPath>,
+        /// Name of the plan that says what will be done.
+        plan: Option<Uuid>,
+    },
+    /// Some paths back to what the image has.
+    Revert {
+        /// Which, as [`revert::decide`](crate::overlay::revert::decide) decided.
+        paths: Vec<KeptPath>,
+    },
+}
+
 /// What a caller asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
     /// What to do.
-    pub scope: Scope,
-    /// What to keep, as [`keep::decide`](crate::reset::keep::decide) decided.
-    pub keep: Vec<KeptPath>,
-    /// Name of the plan that says what will be done.
-    pub plan: Option<Uuid>,
+    pub wanted: Wanted,
     /// Who asks.
     pub by: Requester,
     /// Idempotency key.
@@ -163,7 +186,14 @@ pub enum Outcome {
 impl DeviceState {
     /// The state that an image is shipped with.
     pub fn shipped() -> Self {
-        DeviceState { version: VERSION, volume: Volume::NeverProvisioned, jobs: Vec::new(), key_change: None }
+        DeviceState {
+            version: VERSION,
+            volume: Volume::NeverProvisioned,
+            jobs: Vec::new(),
+            key_change: None,
+            sealed: None,
+            modes: Modes::default(),
+        }
     }
 
     /// The state that an image is shipped with whose builder has formatted the overlay.
@@ -247,14 +277,12 @@ impl DeviceState {
             Some(due) if due > now => JobState::Queued,
             _ => JobState::WaitingForReboot,
         };
-        self.push(Job {
-            keep: request.keep,
-            plan: request.plan,
-            not_before: request.not_before,
-            reboot: request.reboot,
-            key: request.key,
-            ..Job::new(id, Kind::Reset { scope: request.scope }, state, request.by, now)
-        });
+        let (kind, keep, plan, paths) = match request.wanted {
+            Wanted::Reset { scope, keep, plan } => (Kind::Reset { scope }, keep, plan, Vec::new()),
+            Wanted::Revert { paths } => (Kind::Revert, Vec::new(), None, paths),
+        };
+        let Request { by, key, not_before, reboot, .. } = request;
+        self.push(Job { keep, paths, plan, not_before, reboot, key, ..Job::new(id, kind, state, by, now) });
         Ok(Taken::New(id))
     }
 
@@ -323,6 +351,8 @@ impl DeviceState {
             Outcome::Done if step == Some(Step::DestroyKeys) => {
                 self.volume = Volume::Erased;
                 self.key_change = None;
+                self.sealed = None;
+                self.modes = Modes::default();
             }
             Outcome::Done => {}
         }
@@ -363,6 +393,16 @@ impl DeviceState {
     /// Records that the change has come to its end, or was taken back.
     pub fn key_change_ended(&mut self) {
         self.key_change = None;
+    }
+
+    /// A recovery key for the fleet, sealed before its slot is made: a slot is never there that nobody can open.
+    pub fn seal(&mut self, sealed: Sealed) {
+        self.sealed = Some(sealed);
+    }
+
+    /// The recovery key that was made for the fleet, if it opens one of these slots.
+    pub fn sealed(&self, slots: &[keys::Slot]) -> Option<&str> {
+        self.sealed.as_ref().filter(|sealed| sealed.is_of(slots)).map(|sealed| sealed.text.as_str())
     }
 
     fn push(&mut self, job: Job) {

@@ -15,7 +15,7 @@ use nemos_model::job::{Job, Requester};
 use nemos_model::reset::keep::{self, Kept, Room, Usage};
 use nemos_model::reset::{KeptPath, Plan, Wish};
 use nemos_model::stack::Observed;
-use nemos_model::state::{DeviceState, NotTaken, Request, Taken};
+use nemos_model::state::{DeviceState, NotTaken, Request, Taken, Wanted};
 use nemos_model::{JobId, Timestamp};
 use tokio::sync::{Mutex, Notify};
 use tokio::task::spawn_blocking;
@@ -152,7 +152,8 @@ impl Desk {
             let there = planned.keep.iter().filter(|kept| kept.usage != Usage::default());
             let keep = there.map(|kept| kept.path.clone()).collect();
             let Asked { by, key, not_before, reboot } = asked;
-            let request = Request { scope, keep, plan: Some(planned.id()), by, key, not_before, reboot };
+            let wanted = Wanted::Reset { scope, keep, plan: Some(planned.id()) };
+            let request = Request { wanted, by, key, not_before, reboot };
             let taken = match state.request(request, id, now)? {
                 Taken::Known(id) => id,
                 Taken::New(id) if plan.is_none_or(|plan| plan == planned.id().to_string()) => id,
@@ -162,6 +163,19 @@ impl Desk {
                 }
             };
             state.job(taken).cloned().ok_or_else(|| NotTaken::NoSuchJob(taken).into())
+        })
+        .await
+    }
+
+    /// Takes a request to take changes back, and gives back its job.
+    pub async fn revert(&self, paths: Vec<KeptPath>, asked: Asked) -> Result<Job, Error> {
+        let (id, now) = (self.device.new_job(), self.device.now());
+        self.change(|state, _| {
+            let Asked { by, key, not_before, reboot } = asked;
+            let taken =
+                state.request(Request { wanted: Wanted::Revert { paths }, by, key, not_before, reboot }, id, now)?;
+            let (Taken::Known(id) | Taken::New(id)) = taken;
+            state.job(id).cloned().ok_or_else(|| NotTaken::NoSuchJob(id).into())
         })
         .await
     }
@@ -272,7 +286,7 @@ impl Desk {
     }
 
     /// Notes something that whoever asks has decided.
-    pub async fn note(&self, work: &mut dyn FnMut(&mut DeviceState) -> Result<(), Error>) -> Result<(), Error> {
+    pub async fn note(&self, work: impl FnOnce(&mut DeviceState) -> Result<(), Error>) -> Result<(), Error> {
         self.change(|state, _| work(state)).await
     }
 

@@ -157,8 +157,8 @@ pub fn keys_request(action: &str, caller: &Requester, outcome: Result<KeyslotId,
     }
 }
 
-/// A request about integrity, and how it ended.
-pub fn integrity_request(action: &str, caller: &Requester, outcome: Result<(), &Error>) {
+/// A request that makes no job, and how it ended.
+pub fn change(action: &str, caller: &Requester, outcome: Result<(), &Error>) {
     let [user, process] = [&caller.user, &caller.process].map(|text| text.as_deref().unwrap_or_default());
     match outcome {
         Ok(()) => info!(

@@ -6,20 +6,26 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nemos_api::{Error, ErrorKind};
-use nemos_host::keys::{ChangeError, Key, Keys, Memory, NewKey, Secret, read_key_file, try_key};
+use nemos_host::keys::{
+    ChangeError, Key, Keys, Memory, NewKey, Recipient, Secret, has_tpm2, policy, read_key_file, try_key,
+};
 use nemos_host::partitions::Disk;
+use nemos_model::Timestamp;
 use nemos_model::health::Finding;
 use nemos_model::job::Requester;
 use nemos_model::keys::change::Known;
 use nemos_model::keys::forecast::Tried;
-use nemos_model::keys::{DEMO_KEY_COPY, Forecast, KeyslotId, Origin, Provider, Refused, Slot, forecast};
+use nemos_model::keys::policy::Step;
+use nemos_model::keys::recovery::Sealed;
+use nemos_model::keys::{DEMO_KEY_COPY, Forecast, KeyslotId, Origin, Policy, Provider, Refused, Slot, forecast};
+use nemos_model::overlay::LOWER_MOUNT;
 use nemos_model::partitions::Partition;
 use nemos_model::stack::Observed;
 use nemos_model::state::DeviceState;
 use tokio::runtime::Handle;
 use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use crate::bus::Service;
 
@@ -57,29 +63,37 @@ pub struct Wanted {
 
 /// Adds a key, and gives its slot.
 pub async fn add(service: &Arc<Service>, wanted: Wanted, by: Requester) -> Result<KeyslotId, Error> {
-    let Wanted { provider, rotates, unlock, secret } = wanted;
-    let new = secret.map_or(NewKey::Tpm2, |secret| NewKey::Secret(provider, secret));
-    let at = service.desk.now();
-    let added = work(service, move |place, known, memory| {
-        let change = if rotates { known.rotate(provider, by, at) } else { known.enroll(provider, by, at) }?;
-        let unlock = unlock.map_or_else(|| at_hand(known.slots), |secret| Ok(Key::Secret(secret)))?;
-        place.add(memory, &change, &unlock, &new).map_err(|error| not_changed(&error))?;
-        change.new_slot().ok_or_else(|| Error::new(ErrorKind::Failed, "no key slot was added"))
-    });
-    let added = added.await;
+    let added = add_at(service, wanted, by, service.desk.now()).await;
+    pursue(service).await;
     foresee(service).await;
     added
 }
 
+async fn add_at(service: &Arc<Service>, wanted: Wanted, by: Requester, at: Timestamp) -> Result<KeyslotId, Error> {
+    let Wanted { provider, rotates, unlock, secret } = wanted;
+    let new = secret.map_or(NewKey::Tpm2, |secret| NewKey::Secret(provider, secret));
+    work(service, move |place, known, memory| {
+        let change = if rotates { known.rotate(provider, by, at) } else { known.enroll(provider, by, at) }?;
+        let unlock = unlock.map_or_else(|| at_hand(known.slots), |secret| Ok(Key::Secret(secret)))?;
+        place.add(memory, &change, &unlock, &new).map_err(|error| not_changed(&error))?;
+        change.new_slot().ok_or_else(|| Error::new(ErrorKind::Failed, "no key slot was added"))
+    })
+    .await
+}
+
 /// Removes the key in a slot.
 pub async fn remove(service: &Arc<Service>, slot: KeyslotId, by: Requester) -> Result<(), Error> {
-    let at = service.desk.now();
-    let removed = work(service, move |place, known, memory| {
-        place.remove(memory, &known.remove(slot, by, at)?).map_err(|error| not_changed(&error))
-    });
-    let removed = removed.await;
+    let removed = remove_now(service, slot, by).await;
     foresee(service).await;
     removed
+}
+
+async fn remove_now(service: &Arc<Service>, slot: KeyslotId, by: Requester) -> Result<(), Error> {
+    let at = service.desk.now();
+    work(service, move |place, known, memory| {
+        place.remove(memory, &known.remove(slot, by, at)?).map_err(|error| not_changed(&error))
+    })
+    .await
 }
 
 /// Clears up what was interrupted, and ends what this boot confirms.
@@ -88,9 +102,62 @@ pub async fn settle(service: &Arc<Service>) {
         place.settle(memory, known.opened_by).map_err(|error| not_changed(&error))
     });
     match settled.await {
-        Ok(()) => foresee(service).await,
+        Ok(()) => {
+            pursue(service).await;
+            foresee(service).await;
+        }
         Err(error) if error.kind == ErrorKind::NotSupported => {}
         Err(error) => warn!("a change of the keys cannot be brought to its end: {error}"),
+    }
+}
+
+/// Does what the image's policy of keys still wants, as far as it can be done now.
+async fn pursue(service: &Arc<Service>) {
+    let policy = match policy(Path::new(LOWER_MOUNT)) {
+        Ok(policy) => policy,
+        Err(error) => return warn!("the image's policy of keys is not followed: {error}"),
+    };
+    while let Some(step) = next_step(service, &policy).await {
+        match take(service, &policy, step).await {
+            Ok(slot) => info!("the image's policy of keys: {step}, in key slot {slot}"),
+            Err(error) => return warn!("the image's policy of keys wants to {step}, and cannot: {error}"),
+        }
+    }
+}
+
+async fn next_step(service: &Arc<Service>, policy: &Policy) -> Option<Step> {
+    let policy = policy.clone();
+    let next = work(service, move |_, known, _| Ok(policy.next(&known, has_tpm2())));
+    next.await.unwrap_or_else(|error| {
+        debug!("the image's policy of keys is not followed: {error}");
+        None
+    })
+}
+
+async fn take(service: &Arc<Service>, policy: &Policy, step: Step) -> Result<KeyslotId, Error> {
+    let by = Requester::policy();
+    match step {
+        Step::EnrollTpm2 => {
+            let wanted = Wanted { provider: Provider::Tpm2, rotates: false, unlock: None, secret: None };
+            add_at(service, wanted, by, service.desk.now()).await
+        }
+        Step::SealRecoveryKey => {
+            let failed = |error: &dyn std::error::Error| Error::new(ErrorKind::Failed, error.to_string());
+            let recipients = Recipient::parse_all(&policy.recipients).map_err(|error| failed(&error))?;
+            let secret = Secret::new_recovery_key().map_err(|error| failed(&error))?;
+            let sealed = secret.seal(&recipients).map_err(|error| failed(&error))?;
+            let text = String::from_utf8_lossy(sealed.expose()).into_owned();
+            // Before the slot is there: a recovery key that nobody can read is none.
+            let created = service.desk.now();
+            let seal = |state: &mut DeviceState| {
+                state.seal(Sealed { created, text });
+                Ok(())
+            };
+            service.desk.note(seal).await?;
+            let wanted = Wanted { provider: Provider::RecoveryKey, rotates: false, unlock: None, secret: Some(secret) };
+            add_at(service, wanted, by, created).await
+        }
+        Step::RemoveDemoKey(slot) => remove_now(service, slot, by).await.map(|()| slot),
     }
 }
 
@@ -179,7 +246,7 @@ struct Desk {
 impl Memory for Desk {
     fn change(&self, work: &mut dyn FnMut(&mut DeviceState) -> Result<(), Refused>) -> Result<(), ChangeError> {
         let mut refused = None;
-        let noted = self.runtime.block_on(self.service.desk.note(&mut |state| {
+        let noted = self.runtime.block_on(self.service.desk.note(|state| {
             work(state).map_err(|refusal| {
                 refused = Some(refusal.clone());
                 refusal.into()

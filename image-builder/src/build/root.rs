@@ -3,8 +3,10 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
+use nemos_model::keys::policy::{self, Policy};
 use nemos_model::manifest::FILE;
 use nemos_model::partitions::Partition;
+use serde_json::json;
 
 use super::Context;
 use super::chroot::Chroot;
@@ -116,6 +118,9 @@ fn customization(context: &Context, os_release: &str, manifest: &str) -> String 
     }
     for (path, content) in &recipe.files {
         line(file(path, content));
+    }
+    if recipe.keys != Policy::default() {
+        line(file(&format!("/{}", policy::FILE), &format!("{}\n", json!(recipe.keys))));
     }
     line(file("/usr/lib/os-release", os_release));
     line(file("/etc/machine-id", "uninitialized\n"));

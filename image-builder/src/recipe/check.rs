@@ -1,9 +1,11 @@
 //! What a recipe may ask for, beyond being well written.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::str::FromStr as _;
 
 use nemos_model::boot::PRELOADED_HASH_OPTION;
 use nemos_model::integrity::protection::{FEC_ROOTS, PROTECTION_OPTION};
+use nemos_model::keys::Policy;
 use nemos_model::partitions::Partition;
 
 use super::{Container, OwnPartition, Recipe, Sizes, User};
@@ -31,6 +33,7 @@ pub fn check(recipe: &Recipe) -> Checked {
     if !(1..=22).contains(&level) {
         return Err(fault(["squashfs", "zstd-level"], format!("zstd has the levels 1 to 22, not {level}")));
     }
+    keys(&recipe.keys)?;
     recipe.users.iter().try_for_each(|(name, account)| user(name, account))?;
     if let Some(path) = recipe.files.keys().find(|path| !is_path(path)) {
         let what = format!("file `{path}`: a path begins with `/`, and has neither `..` nor white space");
@@ -97,6 +100,17 @@ fn partitions(added: &BTreeMap<String, OwnPartition>) -> Checked {
         if *size_mib < least {
             let what = format!("{label} needs {least} MiB at least, for {file_system}");
             return Err(fault(["partitions", name, "size-mib"], what));
+        }
+    }
+    Ok(())
+}
+
+fn keys(policy: &Policy) -> Checked {
+    policy.check().map_err(|error| fault(["keys", "recovery-key"], error.to_string()))?;
+    for (number, recipient) in policy.recipients.iter().enumerate() {
+        if let Err(reason) = age::x25519::Recipient::from_str(recipient) {
+            let what = format!("`{recipient}` is not the public half of an age key, as age1...: {reason}");
+            return Err(fault(["keys", "recipients", &number.to_string()], what));
         }
     }
     Ok(())

@@ -10,6 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use nemos_model::integrity::protection::OnCorruption;
+use nemos_model::keys::Policy;
 use nemos_model::partitions::Partition;
 use serde::Deserialize;
 use thiserror::Error;
@@ -51,6 +52,9 @@ pub struct Recipe {
     /// How the root is protected beyond its hash.
     #[serde(default)]
     pub verity: Verity,
+    /// Which keys take the demo key's place on a device.
+    #[serde(default)]
+    pub keys: Policy,
     /// Accounts, by name.
     #[serde(default)]
     pub users: BTreeMap<String, User>,

@@ -76,6 +76,14 @@ fn a_recipe_may_extend_a_file_and_none_extends_itself() {
 fn a_mistake_is_found_by_its_line() {
     let cases = [
         ("[debian]\nsuite = 13", "my.toml, line 4: invalid type: integer `13`, expected a string"),
+        (
+            "[keys]\nrecipients = [\n    \"age1nobody\",\n]",
+            "my.toml, line 5: `age1nobody` is not the public half of an age key",
+        ),
+        (
+            "[keys]\ntpm2 = false\nrecovery-key = true",
+            "my.toml, line 5: a recovery-key is for when the TPM does not open",
+        ),
         ("[squashfs]\nzstd-levle = 3", "my.toml, line 4: unknown field `zstd-levle`, expected `zstd-level`"),
         ("[debian]\npackages = [\n    \"vim\",\n    \"Vim\",\n]", "my.toml, line 6: `Vim`: names of packages are"),
         ("[partitions-mib]\nhome = 300\nhome = 301", "my.toml, line 5: duplicate key"),

@@ -42,6 +42,14 @@ impl Accelerator {
             Accelerator::Tcg => "tcg",
         }
     }
+
+    /// The processor that a machine has. To emulate a fifth level of page tables takes time, and nothing needs it.
+    pub(super) const fn cpu(self) -> &'static str {
+        match self {
+            Accelerator::Kvm => "max",
+            Accelerator::Tcg => "max,la57=off",
+        }
+    }
 }
 
 impl Host {

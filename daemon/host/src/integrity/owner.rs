@@ -10,12 +10,13 @@ use backhand::v4::filesystem::reader::FilesystemReader;
 use nemos_model::integrity::event::{Area, Owner, Place};
 use nemos_model::integrity::kernel_log::BLOCK;
 use nemos_model::integrity::{PRELOADED_MAPPING, VERITY_MAPPING, Volume};
-use nemos_model::overlay::{LOWER_MOUNT, UPPER_MOUNT};
+use nemos_model::overlay::LOWER_MOUNT;
 use nemos_model::partitions::Partition;
 use rustix::fs::{Advice, fadvise};
 use tracing::debug;
 
 use crate::integrity::fsmap;
+use crate::overlay::volume_mount;
 
 /// As much as one read takes: what dm-verity compares at once.
 const BLOCK_SIZE: usize = 4096;
@@ -32,7 +33,7 @@ pub fn find_all(places: &[&Place]) -> Vec<Option<Owner>> {
         let found = match place.volume {
             Volume::Root => in_root(&mut root, start),
             Volume::Preloaded => in_preloaded(&mut preloaded, start),
-            Volume::Overlay => on_overlay(Path::new(UPPER_MOUNT), start),
+            Volume::Overlay => on_overlay(volume_mount(), start),
             Volume::OverlayTags | Volume::Storage | Volume::Home | Volume::State => Ok(None),
         };
         found.unwrap_or_else(|error| {
@@ -74,7 +75,7 @@ pub fn is_free(place: &Place) -> bool {
     if (place.volume, place.area) != (Volume::Overlay, Area::Data) {
         return false;
     }
-    let extent = place.start.map(|start| fsmap::at(Path::new(UPPER_MOUNT), start));
+    let extent = place.start.map(|start| fsmap::at(volume_mount(), start));
     matches!(extent, Some(Ok(Some(extent))) if extent.owner == fsmap::Owner::Free)
 }
 

@@ -17,7 +17,7 @@ const CREDENTIAL: &str = "cryptsetup.passphrase";
 /// The secret that the service manager was given for this, as a hypervisor does.
 pub fn credential() -> Option<Secret> {
     let folder = PathBuf::from(env::var_os("CREDENTIALS_DIRECTORY")?);
-    Secret::read(&mut File::open(folder.join(CREDENTIAL)).ok()?).ok()
+    Secret::read(File::open(folder.join(CREDENTIAL)).ok()?).ok()
 }
 
 /// Asks at the console. `None` if nobody answers in time.
@@ -38,5 +38,5 @@ pub fn ask(question: &str, limit: Duration) -> io::Result<Option<Secret>> {
     if answer.last() == Some(&b'\n') {
         answer.pop();
     }
-    Ok((answered && !answer.is_empty()).then(|| Secret(answer)))
+    Ok((answered && !answer.is_empty()).then(|| Secret::from_bytes(answer)))
 }

@@ -57,7 +57,7 @@ impl Secret {
             writer.write_all(self.expose())?;
             writer.finish()?.finish()
         };
-        write().map(Secret::from_bytes).map_err(|error| failed(&error))
+        write().map(|bytes| Secret::from_bytes(bytes.into())).map_err(|error| failed(&error))
     }
 }
 

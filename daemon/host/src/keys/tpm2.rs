@@ -13,11 +13,18 @@ use crate::command::{CommandError, run_with_input};
 use crate::integrity::scrub::header::metadata;
 use crate::keys::{ChangeError, Key};
 
+/// How the kernel shares a TPM 2.0 among those who use it.
+const DEVICE: &str = "/dev/tpmrm0";
 /// A TPM takes seconds for what a processor does at once.
 const LIMIT: Duration = Duration::from_secs(120);
 /// An enrolment with the policy of one that is there does nothing, so a rotation takes the other one. PCR 14 is not extended by
 /// anything on a device of ours.
 const POLICIES: [&str; 2] = ["7", "7+14"];
+
+/// Whether the device has a TPM 2.0.
+pub fn has_tpm2() -> bool {
+    Path::new(DEVICE).exists()
+}
 
 /// The tokens of a TPM, the newest key first.
 pub(super) fn tokens(partition: &Path) -> Vec<Tpm2Token> {

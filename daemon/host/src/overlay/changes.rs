@@ -85,7 +85,7 @@ impl Trees<'_> {
         Ok(Some(Change { path: path.to_owned(), what, kind: seen.kind, size, factory_size, from }))
     }
 
-    fn upper_at(&self, path: &Path) -> Result<Option<Upper>, ChangesError> {
+    pub(super) fn upper_at(&self, path: &Path) -> Result<Option<Upper>, ChangesError> {
         let full = self.upper.join(path);
         let Some(metadata) = metadata(&full)? else { return Ok(None) };
         if metadata.file_type().is_char_device() && metadata.rdev() == 0 {

@@ -1,10 +1,12 @@
 //! The overlay's volume: LUKS2 with integrity, XFS in it; and the overlay mount itself.
 
 pub mod changes;
+pub mod revert;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::os::raw::{c_int, c_void};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,7 +14,8 @@ use libcryptsetup_rs::consts::flags::{CryptActivate, CryptDeactivate, CryptVolum
 use libcryptsetup_rs::consts::vals::{CryptStatusInfo, CryptWipePattern, EncryptionFormat};
 use libcryptsetup_rs::{CryptDevice, CryptParamsLuks2, CryptParamsLuks2Ref, Either, LibcryptErr};
 use nemos_model::keys::{Identity, KeyslotId, OVERLAY_CIPHER, OVERLAY_SECTOR_BYTES, Provider, Record};
-use nemos_model::overlay::{LUKS_MAPPING, OVERLAY_SOURCE};
+use nemos_model::overlay::mode::ALWAYS_WRITABLE;
+use nemos_model::overlay::{LUKS_MAPPING, OVERLAY_SOURCE, SAVED_MOUNT, UPPER_MOUNT};
 use thiserror::Error;
 use uuid::Uuid;
 
@@ -286,6 +289,19 @@ pub fn mount_file_system(target: &Path) -> Result<(), OverlayError> {
     Ok(Mount::new("xfs", &mapping().to_string_lossy()).on(target)?)
 }
 
+/// Mounts the overlay's XFS where nobody writes to it, for a boot that goes without it.
+pub fn mount_saved(target: &Path) -> Result<(), OverlayError> {
+    Ok(Mount::new("xfs", &mapping().to_string_lossy()).read_only().on(target)?)
+}
+
+/// Where the overlay's XFS is mounted at this boot.
+pub(crate) fn volume_mount() -> &'static Path {
+    let saved = Path::new(SAVED_MOUNT);
+    let device = |path: &Path| fs::metadata(path).ok().map(|metadata| metadata.dev());
+    let is_mounted = saved.exists() && device(saved) != saved.parent().and_then(device);
+    if is_mounted { saved } else { Path::new(UPPER_MOUNT) }
+}
+
 /// Mounts memory in its place, with the folders that an overlay needs: for this boot only.
 pub fn mount_volatile(target: &Path) -> Result<(), OverlayError> {
     Mount::new("tmpfs", "tmpfs").option("mode", "0755").on(target)?;
@@ -293,6 +309,27 @@ pub fn mount_volatile(target: &Path) -> Result<(), OverlayError> {
         .iter()
         .try_for_each(|name| fs::create_dir(target.join(name)))
         .map_err(io_error("prepare the memory on", target))
+}
+
+/// Mounts `lower` on `target` as a root that takes no changes, and memory, in folders of `memory`, over what every program
+/// writes to. On top lies a layer of what systemd mounts on, for it could not make that there.
+pub fn mount_read_only(lower: &Path, memory: &Path, target: &Path) -> Result<(), OverlayError> {
+    let top = memory.join("mount-points");
+    ["dev", "proc", "run", "sys"]
+        .iter()
+        .try_for_each(|name| fs::create_dir_all(top.join(name)))
+        .map_err(io_error("prepare the memory on", memory))?;
+    let layers = format!("{}:{}", top.display(), lower.display());
+    Mount::new("overlay", OVERLAY_SOURCE).option("lowerdir", layers).read_only().on(target)?;
+    for folder in ALWAYS_WRITABLE {
+        let place = memory.join(folder);
+        ["upper", "work"]
+            .iter()
+            .try_for_each(|name| fs::create_dir_all(place.join(name)))
+            .map_err(io_error("prepare the memory on", &place))?;
+        mount_overlay(&lower.join(folder), &place, &target.join(folder))?;
+    }
+    Ok(())
 }
 
 /// Joins the read-only `lower` and what is mounted on `upper` on `target`.

@@ -16,6 +16,7 @@ use thiserror::Error;
 use crate::command::CommandError;
 use crate::keys::{BACKUP, Key, Secret, destroy_backup};
 use crate::mkfs;
+use crate::overlay::revert::{RevertError, revert};
 use crate::overlay::{self, OverlayError};
 use crate::partitions::{Disk, DiskError};
 
@@ -70,6 +71,12 @@ pub enum StepError {
         /// Why not.
         source: io::Error,
     },
+    /// Changes cannot be taken back.
+    #[error(transparent)]
+    Revert(#[from] RevertError),
+    /// Nothing is there to open the volume with.
+    #[error("nothing opens the overlay's volume")]
+    NoKey,
     /// Something is left.
     #[error("something of the old is left: {0}")]
     Left(Audit),
@@ -128,6 +135,10 @@ pub fn carry_out(
         Step::RestoreKept => stage::restore(work, &job.keep)?,
         Step::DestroyStage => stage::destroy(work.state)?,
         Step::Audit => return audit(job, work),
+        Step::Revert => {
+            let unlock = work.unlock.ok_or(StepError::NoKey)?;
+            revert(&place(Partition::Root)?, unlock, work.lower, &job.paths, scratch)?;
+        }
     }
     if let Some(partition) = step.erases() {
         write_through(&place(partition)?)?;
@@ -146,7 +157,7 @@ fn audit(job: &Job, work: &Work<'_>) -> Result<Outcome, StepError> {
     let found = survey::find(work.disk, &survey, work.state)?;
     let erased = match job.kind {
         Kind::Reset { scope } => Scope::erased(scope),
-        Kind::Provision | Kind::TakeOver => &[],
+        Kind::Provision | Kind::TakeOver | Kind::Revert => &[],
     };
     let erased: Vec<Partition> = erased.iter().map(|(partition, _)| *partition).collect();
     let audit = Audit::new(&survey, &found, &erased);

@@ -24,7 +24,7 @@ use nemos_model::overlay::Mode;
 use nemos_model::partitions::Partition;
 use nemos_model::reset::Scope;
 use nemos_model::reset::keep::decide;
-use nemos_model::state::{DeviceState, FILE_NAME, Request, Taken, Volume};
+use nemos_model::state::{DeviceState, FILE_NAME, Request, Taken, Volume, Wanted};
 use nemos_rig::{CommandLine, Disk, Image, KernelLog, WriteLog, leave_nothing_open, run};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -164,9 +164,18 @@ impl Device {
 
     /// Asks for a reset, as the daemon does.
     pub fn is_asked_for_a_reset(&self, scope: Scope, keep: &[&str]) -> JobId {
-        let by = Requester { uid: 1000, user: Some("admin".into()), process: None, label: None };
         let keep = decide(scope, keep.iter().map(|path| path.parse().unwrap()).collect()).unwrap();
-        let request = Request { scope, keep, plan: None, by, key: None, not_before: None, reboot: true };
+        self.is_asked_for(Wanted::Reset { scope, keep, plan: None })
+    }
+
+    /// Asks to have changes taken back, as the daemon does.
+    pub fn is_asked_to_revert(&self, paths: &[&str]) -> JobId {
+        self.is_asked_for(Wanted::Revert { paths: paths.iter().map(|path| path.parse().unwrap()).collect() })
+    }
+
+    fn is_asked_for(&self, wanted: Wanted) -> JobId {
+        let by = Requester { uid: 1000, user: Some("admin".into()), process: None, label: None };
+        let request = Request { wanted, by, key: None, not_before: None, reboot: true };
         let job = new_id();
         self.changes_state(|state| assert_eq!(state.request(request, job, now()), Ok(Taken::New(job))));
         job

@@ -6,7 +6,9 @@
 
 mod device;
 mod keys;
+mod modes;
 mod reset;
+mod revert;
 mod take_over;
 
 use std::fs::{self, File};
@@ -57,6 +59,13 @@ fn main() -> ExitCode {
         take_over::a_reset_makes_a_volume_of_the_devices_own,
         take_over::a_first_boot_that_is_killed_takes_it_over_all_the_same,
         take_over::a_volume_that_does_not_open_is_left_alone,
+        modes::a_volatile_boot_begins_as_shipped_and_forgets,
+        modes::a_read_only_boot_takes_changes_only_in_memory_and_where_it_must,
+        modes::a_mode_for_one_boot_does_not_outlast_a_power_cut,
+        modes::a_device_whose_volume_is_gone_is_degraded_in_every_mode,
+        modes::a_reset_ends_in_the_persistent_mode,
+        revert::what_is_taken_back_is_as_the_image_has_it_and_all_else_stays,
+        revert::a_path_inside_of_what_hides_the_image_fails_and_changes_nothing,
         keys::a_recovery_key_opens_a_device_that_has_no_other_way,
         keys::a_reset_keeps_what_a_recovery_key_opens_and_brings_the_demo_key_back,
     ])

@@ -24,7 +24,7 @@ use device::Device;
 use nemos_model::partitions::Partition;
 use nemos_model::reset::{Scope, Step};
 use nemos_rig::{Disk, KernelLog, Rng, WriteLog};
-use story::{MARK, Story};
+use story::{MARK, Story, What};
 use table::{Cut, Table, WentOn};
 
 /// One cut in so many is booted twice.
@@ -43,28 +43,33 @@ fn main() -> ExitCode {
         a_factory_reset,
         an_overlay_reset,
         a_first_boot,
+        a_revert,
     ])
 }
 
 fn a_factory_reset_that_keeps_files() {
     let kept = ["/etc/app", "/home/admin/kept", "/var/lib/containers/storage/kept"];
-    is_cut_everywhere(Story::of_a_reset(Scope::Factory, &kept));
+    is_cut_everywhere(Story::of(What::Reset(Scope::Factory, kept.to_vec())));
 }
 
 fn an_overlay_reset_that_keeps_files() {
-    is_cut_everywhere(Story::of_a_reset(Scope::Overlay, &["/etc/app"]));
+    is_cut_everywhere(Story::of(What::Reset(Scope::Overlay, vec!["/etc/app"])));
 }
 
 fn a_factory_reset() {
-    is_cut_everywhere(Story::of_a_reset(Scope::Factory, &[]));
+    is_cut_everywhere(Story::of(What::Reset(Scope::Factory, vec![])));
 }
 
 fn an_overlay_reset() {
-    is_cut_everywhere(Story::of_a_reset(Scope::Overlay, &[]));
+    is_cut_everywhere(Story::of(What::Reset(Scope::Overlay, vec![])));
 }
 
 fn a_first_boot() {
     is_cut_everywhere(Story::of_a_first_boot());
+}
+
+fn a_revert() {
+    is_cut_everywhere(Story::of(What::Revert(vec!["/etc/app"])));
 }
 
 fn is_cut_everywhere((device, story): (Device, Story)) {

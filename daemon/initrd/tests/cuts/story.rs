@@ -43,13 +43,21 @@ pub struct Story {
 
 struct Asked {
     job: JobId,
-    scope: Scope,
-    keep: Vec<&'static str>,
+    what: What,
+}
+
+/// What somebody asks of a device.
+#[derive(Clone)]
+pub enum What {
+    /// A reset of that scope, which keeps these paths.
+    Reset(Scope, Vec<&'static str>),
+    /// To take the changes at and below these paths back.
+    Revert(Vec<&'static str>),
 }
 
 impl Story {
-    /// A device that was used, and then asked for a reset; what it wrote since then is logged.
-    pub fn of_a_reset(scope: Scope, keep: &[&'static str]) -> (Device, Self) {
+    /// A device that was used, and then asked for this; what it wrote since then is logged.
+    pub fn of(what: What) -> (Device, Self) {
         let device = Device::provisioned();
         let running = device.boots();
         let shipped = everything();
@@ -57,9 +65,12 @@ impl Story {
         let used = everything();
         running.shuts_down();
         let device = device.logged();
-        let job = device.is_asked_for_a_reset(scope, keep);
+        let job = match &what {
+            What::Reset(scope, keep) => device.is_asked_for_a_reset(*scope, keep),
+            What::Revert(paths) => device.is_asked_to_revert(paths),
+        };
         device.boots().shuts_down();
-        (device, Story { asked: Some(Asked { job, scope, keep: keep.to_vec() }), shipped, used })
+        (device, Story { asked: Some(Asked { job, what }), shipped, used })
     }
 
     /// A device that was switched on.
@@ -120,10 +131,15 @@ impl Story {
 impl Asked {
     fn erases(&self, path: &str) -> bool {
         let is_below = |folder: &str| Path::new(path).starts_with(folder);
-        let is_in_scope = self.scope == Scope::Factory || !is_below("/home") && !is_below("/var/lib/containers");
-        // What a kept path is in comes back with it.
-        let is_kept = self.keep.iter().any(|kept| is_below(kept) || Path::new(kept).starts_with(path));
-        is_in_scope && !is_kept
+        match &self.what {
+            What::Reset(scope, keep) => {
+                let is_in_scope = *scope == Scope::Factory || !is_below("/home") && !is_below("/var/lib/containers");
+                // What a kept path is in comes back with it.
+                let is_kept = keep.iter().any(|kept| is_below(kept) || Path::new(kept).starts_with(path));
+                is_in_scope && !is_kept
+            }
+            What::Revert(paths) => paths.iter().any(|taken| is_below(taken)),
+        }
     }
 }
 
@@ -131,11 +147,14 @@ impl fmt::Display for Story {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.asked {
             None => f.write_str("The power goes during a first boot:"),
-            Some(Asked { scope, keep, .. }) if keep.is_empty() => {
+            Some(Asked { what: What::Reset(scope, keep), .. }) if keep.is_empty() => {
                 write!(f, "The power goes during a reset of scope {scope} that keeps nothing:")
             }
-            Some(Asked { scope, keep, .. }) => {
+            Some(Asked { what: What::Reset(scope, keep), .. }) => {
                 write!(f, "The power goes during a reset of scope {scope} that keeps {}:", keep.join(", "))
+            }
+            Some(Asked { what: What::Revert(paths), .. }) => {
+                write!(f, "The power goes while {} is taken back:", paths.join(", "))
             }
         }
     }
@@ -149,7 +168,7 @@ fn steps(job: &Job) -> Vec<Step> {
 fn step(line: &str) -> Option<String> {
     let (_, after) = line.split_once("job ")?;
     let (_, name) = after.split_once(": ")?;
-    Step::ALL.iter().find(|step| step.name() == name).map(Step::to_string)
+    Step::ALL.iter().chain([&Step::Revert]).find(|step| step.name() == name).map(Step::to_string)
 }
 
 /// Writes to the root, home and the containers, with all that a copy can lose.

@@ -103,7 +103,7 @@ pub fn certifiable(job: &Job) -> Result<Scope, NoCertificate> {
     match job.kind {
         Kind::Reset { scope } if job.state == JobState::Done => Ok(scope),
         Kind::Reset { .. } => Err(NoCertificate::NotDone { id: job.id, state: job.state }),
-        Kind::Provision | Kind::TakeOver => Err(NoCertificate::NotAReset { id: job.id, kind: job.kind }),
+        Kind::Provision | Kind::TakeOver | Kind::Revert => Err(NoCertificate::NotAReset { id: job.id, kind: job.kind }),
     }
 }
 
@@ -166,7 +166,7 @@ pub(super) mod tests {
     use crate::keys::Identity;
     use crate::partitions::Partition;
     use crate::reset::audit::{Audit, Subject, Survey};
-    use crate::state::{AtBoot, Outcome, Request};
+    use crate::state::{AtBoot, Outcome, Request, Wanted};
 
     /// What a device says of its reset.
     pub fn claims() -> Claims {
@@ -190,9 +190,11 @@ pub(super) mod tests {
             label: Some("returned".into()),
         };
         let request = Request {
-            scope: Scope::Overlay,
-            keep: vec!["/etc/hostname".parse().unwrap()],
-            plan: Some(PLAN),
+            wanted: Wanted::Reset {
+                scope: Scope::Overlay,
+                keep: vec!["/etc/hostname".parse().unwrap()],
+                plan: Some(PLAN),
+            },
             by,
             key: None,
             not_before: None,

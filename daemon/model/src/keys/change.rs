@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!     enroll, rotate --> adding --proven--> enroll: done
-//!                          |                rotate: unconfirmed --the new slot opened a boot--> removing --> done
+//!                          |                rotate: unconfirmed --a boot did not need the old slot--> removing --> done
 //!              interrupted |
 //!                          v
 //!                 the new slot goes: nobody was told that it is there
@@ -201,9 +201,12 @@ impl Change {
         Change { stage: Stage::Removing, ..self }
     }
 
-    /// Whether this boot, which was opened by that slot, confirms it.
+    /// Whether this boot, which was opened by that slot, confirms it: it was the new one, or, of keys that somebody has to
+    /// type, another than the old one. A recovery key that nobody needs opens no boot, and the one before it goes all the same.
     pub fn is_confirmed_by(&self, opened_by: Option<KeyslotId>) -> bool {
-        self.stage == Stage::Unconfirmed && opened_by.is_some() && opened_by == self.new_slot()
+        let is_typed = self.provider.is_some_and(Provider::needs_somebody);
+        let did_without = opened_by == self.new_slot() || is_typed && opened_by != self.old_slot();
+        self.stage == Stage::Unconfirmed && opened_by.is_some() && did_without
     }
 
     /// What has to be done by whoever finds it.
@@ -253,8 +256,8 @@ mod tests {
 
     #[test]
     fn a_rotation_waits_for_a_boot_before_the_old_key_goes() {
-        let slots = [slot(0, Some(Provider::DemoKey)), slot(3, Some(Provider::Passphrase))];
-        let change = known(&slots, 0).rotate(Provider::Passphrase, Requester::image(), AT).unwrap();
+        let slots = [slot(0, Some(Provider::DemoKey)), slot(3, Some(Provider::Tpm2))];
+        let change = known(&slots, 0).rotate(Provider::Tpm2, Requester::image(), AT).unwrap();
         assert_eq!(change.verb, Verb::Rotate { new: id(1), old: id(3) });
         assert_eq!(change.next(), Next::Destroy(id(1)), "interrupted, nothing has changed");
         let change = change.proven().unwrap();
@@ -262,6 +265,16 @@ mod tests {
         assert!(!change.is_confirmed_by(Some(id(0))) && !change.is_confirmed_by(None));
         assert!(change.is_confirmed_by(Some(id(1))));
         assert_eq!(change.confirmed().next(), Next::Destroy(id(3)));
+    }
+
+    #[test]
+    fn a_recovery_key_that_nobody_needs_is_rotated_too() {
+        let slots = [slot(0, Some(Provider::Tpm2)), slot(3, Some(Provider::RecoveryKey))];
+        let rotate = |provider| known(&slots, 0).rotate(provider, Requester::image(), AT).unwrap().proven().unwrap();
+        let change = rotate(Provider::RecoveryKey);
+        assert!(change.is_confirmed_by(Some(id(0))), "the TPM opened the boot");
+        assert!(!change.is_confirmed_by(Some(id(3))), "the old one opened it");
+        assert!(!rotate(Provider::Tpm2).is_confirmed_by(Some(id(3))), "the new one should have opened it");
     }
 
     #[test]
@@ -300,7 +313,7 @@ mod tests {
         #[test]
         fn nobody_is_locked_out(
             providers in prop::collection::btree_map(0..32u32, prop::option::of(0..3usize), 1..32),
-            asked in 0..3usize, target in 0..32u32, boots_by_new: bool, proven: bool,
+            asked in 0..3usize, target in 0..32u32, boots_by in 0..32usize, proven: bool,
         ) {
             let slots: Vec<Slot> =
                 providers.iter().map(|(n, provider)| slot(*n, provider.map(|index| Provider::ALL[index]))).collect();
@@ -319,8 +332,9 @@ mod tests {
                 if proven {
                     let Some(left) = change.proven() else { return Ok(()) };
                     change = left;
-                    if boots_by_new {
-                        prop_assert!(change.is_confirmed_by(Some(new)));
+                    let opened_by = there[boots_by % there.len()].id;
+                    prop_assert!(change.is_confirmed_by(Some(new)));
+                    if change.is_confirmed_by(Some(opened_by)) {
                         change = change.confirmed();
                     }
                 }

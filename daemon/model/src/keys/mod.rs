@@ -3,12 +3,14 @@
 pub mod change;
 pub mod forecast;
 pub mod identity;
+pub mod policy;
 pub mod recovery;
 pub mod slot;
 
 pub use change::{Change, Next, Refused, Stage, Verb};
 pub use forecast::{Forecast, forecast};
 pub use identity::{Identity, KeyDigest};
+pub use policy::Policy;
 pub use slot::{KeyslotId, Origin, Record, Slot};
 
 use crate::words::words;

@@ -2,7 +2,11 @@
 //!
 //! modhex uses only letters that are in the same place on most keyboards. Source: systemd, `src/shared/recovery-key.c`.
 
+use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
+
+use crate::keys::{Provider, Slot};
+use crate::time::Timestamp;
 
 /// Bytes of a recovery key.
 pub const RECOVERY_KEY_BYTES: usize = 32;
@@ -42,6 +46,22 @@ pub fn normalize(typed: &str) -> Option<Zeroizing<String>> {
         letters += 1;
     }
     (letters == RECOVERY_KEY_BYTES * 2).then_some(text)
+}
+
+/// A recovery key that only its recipients can read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sealed {
+    /// When its slot was made: tells the slot.
+    pub created: Timestamp,
+    /// It, as age writes it.
+    pub text: String,
+}
+
+impl Sealed {
+    /// Whether it opens one of these slots.
+    pub fn is_of(&self, slots: &[Slot]) -> bool {
+        slots.iter().any(|slot| slot.provider() == Some(Provider::RecoveryKey) && slot.created() == Some(self.created))
+    }
 }
 
 #[cfg(test)]

@@ -1,10 +1,10 @@
 //! The overlay on the read-only root: its names and what it consists of.
 
 pub mod changes;
+pub mod mode;
+pub mod revert;
 
-use std::fmt;
-
-use serde::{Deserialize, Serialize};
+pub use mode::{Mode, Modes};
 
 /// dm-crypt mapping of the overlay's volume.
 pub const LUKS_MAPPING: &str = "luks";
@@ -17,24 +17,8 @@ pub const LOWER_MOUNT: &str = "/run/nemos/root";
 /// Where the initrd mounts the overlay's file system; it stays there on the running system.
 pub const UPPER_MOUNT: &str = "/run/nemos/overlay";
 
+/// Where the volume's file system is instead at a boot that was to go without it: read-only.
+pub const SAVED_MOUNT: &str = "/run/nemos/saved";
+
 /// The folder in it that holds what the device has made.
 pub const UPPER_FOLDER: &str = "upper";
-
-/// Where changes to the root go at this boot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Mode {
-    /// The encrypted volume: changes stay.
-    Persistent,
-    /// Memory: changes are gone at the next boot.
-    Volatile,
-}
-
-impl fmt::Display for Mode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Mode::Persistent => "persistent",
-            Mode::Volatile => "volatile",
-        })
-    }
-}

@@ -34,10 +34,10 @@ const STAGE_OVERHEAD: u64 = 4 << 20;
 const ENTRY_OVERHEAD: u64 = 8 << 10;
 
 /// Paths below which nothing belongs to a reset, ever.
-const NEVER_RESET: [&str; 8] =
+pub(crate) const NEVER_RESET: [&str; 8] =
     ["/boot", "/dev", "/proc", "/run", "/sys", "/tmp", "/var/lib/containers/loaded", "/var/lib/nemos"];
 
-/// A path that a reset may keep: absolute, without `.` and `..`, and not `/` itself.
+/// A path that a reset may keep, or that may be taken back by itself: absolute, without `.` and `..`, and not `/` itself.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct KeptPath(String);
@@ -114,7 +114,7 @@ impl KeptPath {
 }
 
 /// Whether a path is that folder, or in it.
-pub(super) fn is_at_or_below(path: &str, folder: &str) -> bool {
+pub(crate) fn is_at_or_below(path: &str, folder: &str) -> bool {
     path.strip_prefix(folder).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 

@@ -149,6 +149,8 @@ pub enum Step {
     /// No step of a reset: open the volume that the image's builder has made, and put what an overlay needs into its file
     /// system.
     TakeOver,
+    /// No step of a reset: take away what the overlay has at some paths.
+    Revert,
 }
 
 impl Step {
@@ -176,9 +178,13 @@ impl Step {
             Step::DestroyKeys | Step::CreateVolume | Step::CreateOverlay => Some(Partition::Root),
             Step::FormatOciStorage => Some(Partition::OciStorage),
             Step::FormatHome => Some(Partition::Home),
-            Step::Survey | Step::StageKept | Step::RestoreKept | Step::DestroyStage | Step::Audit | Step::TakeOver => {
-                None
-            }
+            Step::Survey
+            | Step::StageKept
+            | Step::RestoreKept
+            | Step::DestroyStage
+            | Step::Audit
+            | Step::TakeOver
+            | Step::Revert => None,
         }
     }
 
@@ -196,6 +202,7 @@ impl Step {
             Step::DestroyStage => "destroy-stage",
             Step::Audit => "audit",
             Step::TakeOver => "take-over",
+            Step::Revert => "revert",
         }
     }
 }

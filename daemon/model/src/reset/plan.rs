@@ -2,7 +2,6 @@
 
 use uuid::{Uuid, uuid};
 
-use crate::overlay::UPPER_MOUNT;
 use crate::partitions::Partition;
 use crate::reset::keep::{Kept, Room, is_at_or_below};
 use crate::reset::{Erasure, Scope, Step};
@@ -47,10 +46,11 @@ impl Plan {
     /// Plans a reset of the device that was observed; `free` bytes are free on `p.lxstate`.
     pub fn new(scope: Scope, keep: Vec<Kept>, free: u64, seen: &Observed, state: &DeviceState) -> Self {
         let erased = scope.erased().iter().map(|&(partition, how)| {
-            let mounted_at = if partition == Partition::Root { Some(UPPER_MOUNT) } else { partition.mount_point() };
-            // On a degraded boot memory is mounted there, and nobody knows what is on the disk.
-            let on_disk = |mount: &&SeenMount| Some(mount.target.as_str()) == mounted_at && mount.fs_type != "tmpfs";
-            let mount = seen.mounts.iter().find(on_disk);
+            let is_there = |mount: &&SeenMount| Some(mount.target.as_str()) == partition.mount_point();
+            let mount = match partition {
+                Partition::Root => seen.volume_mount(),
+                _ => seen.mounts.iter().find(is_there),
+            };
             let size = seen.partitions.iter().find(|seen| seen.partition == partition).map(|seen| seen.size);
             Erased { partition, how, size, used: mount.map(|mount| mount.used) }
         });
@@ -99,6 +99,7 @@ impl Plan {
 mod tests {
     use super::*;
     use crate::keys::Identity;
+    use crate::overlay::UPPER_MOUNT;
     use crate::reset::keep::Usage;
     use crate::stack::SeenPartition;
 

@@ -8,16 +8,12 @@ fn somebody() -> Requester {
     Requester { uid: 1000, user: Some("admin".into()), process: None, label: None }
 }
 
+fn reset(scope: Scope, keep: &[&str]) -> Wanted {
+    Wanted::Reset { scope, keep: keep.iter().map(|path| path.parse().unwrap()).collect(), plan: None }
+}
+
 fn factory() -> Request {
-    Request {
-        scope: Scope::Factory,
-        keep: Vec::new(),
-        plan: None,
-        by: somebody(),
-        key: None,
-        not_before: None,
-        reboot: false,
-    }
+    Request { wanted: reset(Scope::Factory, &[]), by: somebody(), key: None, not_before: None, reboot: false }
 }
 
 fn id(n: u128) -> JobId {
@@ -29,7 +25,7 @@ fn provisioned() -> DeviceState {
 }
 
 fn keeping() -> Request {
-    Request { keep: vec!["/etc/hostname".parse().unwrap()], ..factory() }
+    Request { wanted: reset(Scope::Factory, &["/etc/hostname"]), ..factory() }
 }
 
 /// Carries out the next step of the job, as the initrd does.
@@ -97,7 +93,7 @@ fn a_volume_that_came_with_the_image_is_taken_over_once_and_a_reset_makes_the_de
     assert!(state.volume.is(&identity(8)));
     assert_eq!(boots(&mut state, 2), AtBoot::Nothing);
 
-    state.request(Request { scope: Scope::Overlay, ..factory() }, id(5), Timestamp(3)).unwrap();
+    state.request(Request { wanted: reset(Scope::Overlay, &[]), ..factory() }, id(5), Timestamp(3)).unwrap();
     assert_eq!(boots(&mut state, 4), AtBoot::CarryOut(id(5)));
     finish(&mut state, id(5));
     assert_eq!(state.volume, Volume::Provisioned(identity(8)));

@@ -7,6 +7,8 @@ use nemos_api::{Error, PATH};
 use nemos_model::JobId;
 use nemos_model::health::{Finding, verdict};
 use nemos_model::job::Job as JobFacts;
+use nemos_model::keys::{Change, Slot};
+use nemos_model::overlay::Modes;
 use nemos_model::stack::{LayerState, layers};
 use zbus::ObjectServer;
 use zbus::object_server::{Interface, InterfaceRef};
@@ -14,7 +16,9 @@ use zbus::object_server::{Interface, InterfaceRef};
 use crate::bus::Service;
 use crate::bus::integrity::Integrity;
 use crate::bus::job::{self, Job};
+use crate::bus::keys::Keys;
 use crate::bus::manager::Manager;
+use crate::bus::overlay::Overlay;
 use crate::bus::reset::Reset;
 use crate::integrity::View;
 use crate::journal;
@@ -26,6 +30,8 @@ pub struct Announcer {
     layers: Vec<(String, LayerState, String)>,
     jobs: Vec<JobFacts>,
     integrity: Option<Arc<View>>,
+    modes: Option<Modes>,
+    keys: Option<(Vec<Slot>, Option<Change>)>,
 }
 
 impl Announcer {
@@ -34,6 +40,8 @@ impl Announcer {
         self.jobs(objects, service).await?;
         self.storage(objects, service).await?;
         self.integrity(objects, service).await?;
+        self.modes(objects, service).await?;
+        self.keys(objects, service).await?;
         self.health(objects, service).await
     }
 
@@ -82,6 +90,32 @@ impl Announcer {
         let emitter = interface.signal_emitter();
         interface.get().await.volumes_invalidate(emitter).await?;
         Ok(interface.get().await.state_changed(emitter).await?)
+    }
+
+    async fn modes(&mut self, objects: &ObjectServer, service: &Service) -> Result<(), Error> {
+        let modes = service.desk.state().await.ok().map(|state| state.modes);
+        if self.modes == modes {
+            return Ok(());
+        }
+        self.modes = modes;
+        let interface = interface::<Overlay>(objects).await?;
+        let emitter = interface.signal_emitter();
+        interface.get().await.next_mode_changed(emitter).await?;
+        Ok(interface.get().await.mode_after_next_changed(emitter).await?)
+    }
+
+    async fn keys(&mut self, objects: &ObjectServer, service: &Service) -> Result<(), Error> {
+        let change = service.desk.state().await.ok().and_then(|state| state.key_change().cloned());
+        let keys = Some((service.desk.seen().await?.keyslots.clone(), change));
+        if self.keys == keys {
+            return Ok(());
+        }
+        self.keys = keys;
+        let interface = interface::<Keys>(objects).await?;
+        let emitter = interface.signal_emitter();
+        interface.get().await.slots_invalidate(emitter).await?;
+        interface.get().await.demo_key_invalidate(emitter).await?;
+        Ok(interface.get().await.sealed_recovery_key_invalidate(emitter).await?)
     }
 
     async fn health(&mut self, objects: &ObjectServer, service: &Service) -> Result<(), Error> {

@@ -56,7 +56,7 @@ impl Integrity {
             }
             Err(refusal) => Err(refusal),
         };
-        journal::integrity_request(action, &caller, outcome.as_ref().copied());
+        journal::change(action, &caller, outcome.as_ref().copied());
         outcome
     }
 

@@ -52,6 +52,7 @@ impl Job {
         let action = match self.service.desk.job(self.id).await?.kind {
             Kind::Reset { scope } => action_for(scope),
             Kind::Provision | Kind::TakeOver => action::RESET_FACTORY,
+            Kind::Revert => action::OVERLAY_REVERT,
         };
         let gate = &self.service.gate;
         let caller = gate.caller(&call).await.inspect_err(|error| journal::stranger(action, error))?;

@@ -122,6 +122,13 @@ impl Keys {
         Ok(self.service.desk.seen().await?.demo_key_opens())
     }
 
+    #[zbus(property(emits_changed_signal = "invalidates"))]
+    async fn sealed_recovery_key(&self) -> Result<String, Error> {
+        let slots = self.service.desk.seen().await?;
+        let state = self.service.desk.state().await?;
+        Ok(state.sealed(&slots.keyslots).unwrap_or_default().to_owned())
+    }
+
     #[zbus(out_args("slot"))]
     async fn enroll(
         &self,

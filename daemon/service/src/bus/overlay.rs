@@ -4,17 +4,25 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
+use nemos_api::job::path;
 use nemos_api::options::Dictionary;
-use nemos_api::overlay::{ChangeRecord, WantedChanges};
+use nemos_api::overlay::{ChangeRecord, ModeOptions, RevertOptions, WantedChanges};
 use nemos_api::{Error, ErrorKind, action};
 use nemos_host::overlay::changes::Trees;
-use nemos_model::overlay::{LOWER_MOUNT, UPPER_FOLDER, UPPER_MOUNT};
+use nemos_host::overlay::revert::RevertError;
+use nemos_model::job::{Job, JobState};
+use nemos_model::overlay::revert::decide;
+use nemos_model::overlay::{LOWER_MOUNT, Mode, UPPER_FOLDER, UPPER_MOUNT};
+use nemos_model::reset::KeptPath;
 use nemos_model::stack::SeenMount;
 use tokio::task::spawn_blocking;
-use zbus::interface;
 use zbus::message::Header;
+use zbus::object_server::ResponseDispatchNotifier;
+use zbus::{ObjectServer, OwnedObjectPath, interface};
 
-use crate::bus::Service;
+use crate::bus::{Service, job};
+use crate::desk::Asked;
+use crate::journal;
 
 /// `org.nemos.Device1.Overlay`.
 pub struct Overlay {
@@ -27,6 +35,30 @@ impl Overlay {
         Overlay { service }
     }
 
+    /// Paths with changes that the next boot can take back.
+    async fn revertible(&self, paths: &[String]) -> Result<Vec<KeptPath>, Error> {
+        let paths = decide(paths).map_err(|error| Error::new(ErrorKind::InvalidArgument, error.to_string()))?;
+        let seen = self.service.desk.seen().await?;
+        if seen.report.as_ref().is_none_or(|report| report.mode != Mode::Persistent) {
+            let message =
+                "changes can be taken back only in mode persistent: in this one they are gone at the next boot";
+            return Err(Error::new(ErrorKind::NotSupported, message));
+        }
+        let checked = spawn_blocking(move || {
+            let upper = Path::new(UPPER_MOUNT).join(UPPER_FOLDER);
+            paths.iter().try_for_each(|path| trees(&upper).can_revert(path)).map(|()| paths)
+        });
+        let checked = checked.await.map_err(|error| Error::new(ErrorKind::Failed, error.to_string()))?;
+        checked.map_err(|error| {
+            let kind = match error {
+                RevertError::Unchanged(_) => ErrorKind::NotFound,
+                RevertError::Around { .. } => ErrorKind::InvalidArgument,
+                _ => ErrorKind::Failed,
+            };
+            Error::new(kind, error.to_string())
+        })
+    }
+
     /// A number of the overlay's file system; 0 if it is not mounted.
     async fn mounted(&self, number: impl FnOnce(&SeenMount) -> u64) -> Result<u64, Error> {
         let seen = self.service.desk.seen().await?;
@@ -34,10 +66,23 @@ impl Overlay {
     }
 }
 
+/// Where the changes of this boot are, beside the image.
+fn trees(upper: &Path) -> Trees<'_> {
+    Trees { upper, lower: Path::new(LOWER_MOUNT) }
+}
+
+fn parse(mode: &str) -> Result<Mode, Error> {
+    mode.parse().map_err(|_| {
+        let known: Vec<&str> = Mode::ALL.iter().map(|mode| mode.name()).collect();
+        let message = format!("`{}` is no mode; there are {}", mode.escape_debug(), known.join(", "));
+        Error::new(ErrorKind::InvalidArgument, message)
+    })
+}
+
 /// One page of changes, and where to go on.
 fn changes(wanted: &WantedChanges) -> Result<(Vec<ChangeRecord>, String), Error> {
     let upper = Path::new(UPPER_MOUNT).join(UPPER_FOLDER);
-    let trees = Trees { upper: &upper, lower: Path::new(LOWER_MOUNT) };
+    let trees = trees(&upper);
     let mut page: Vec<ChangeRecord> = Vec::new();
     let mut more = false;
     let walked = trees.changes(&wanted.path, wanted.after.as_deref(), &mut |change| {
@@ -62,6 +107,16 @@ impl Overlay {
     }
 
     #[zbus(property)]
+    async fn next_mode(&self) -> Result<String, Error> {
+        Ok(self.service.desk.state().await?.modes.next().to_string())
+    }
+
+    #[zbus(property)]
+    async fn mode_after_next(&self) -> Result<String, Error> {
+        Ok(self.service.desk.state().await?.modes.then().to_string())
+    }
+
+    #[zbus(property)]
     async fn size(&self) -> Result<u64, Error> {
         self.mounted(|mount| mount.size).await
     }
@@ -69,6 +124,56 @@ impl Overlay {
     #[zbus(property(emits_changed_signal = "false"))]
     async fn used(&self) -> Result<u64, Error> {
         self.mounted(|mount| mount.used).await
+    }
+
+    async fn set_mode(&self, mode: &str, options: Dictionary, #[zbus(header)] call: Header<'_>) -> Result<(), Error> {
+        let action = action::OVERLAY_MODE;
+        let Service { gate, desk, .. } = &*self.service;
+        let caller = gate.caller(&call).await.inspect_err(|error| journal::stranger(action, error))?;
+        let set = async {
+            gate.admit(&call, &caller, action).await?;
+            let (mode, once) = (parse(mode)?, ModeOptions::parse(options)?);
+            desk.note(|state| {
+                state.modes.set(mode, once);
+                Ok(())
+            })
+            .await
+        };
+        let outcome = set.await;
+        journal::change(action, &caller, outcome.as_ref().copied());
+        outcome
+    }
+
+    /// Replies, and only then reboots, if that is wished.
+    #[zbus(out_args("job"))]
+    async fn revert(
+        &self,
+        paths: Vec<String>,
+        options: Dictionary,
+        #[zbus(header)] call: Header<'_>,
+        #[zbus(object_server)] objects: &ObjectServer,
+    ) -> Result<ResponseDispatchNotifier<OwnedObjectPath>, Error> {
+        let action = action::OVERLAY_REVERT;
+        let gate = &self.service.gate;
+        let mut caller = gate.caller(&call).await.inspect_err(|error| journal::stranger(action, error))?;
+        let taken = async {
+            gate.admit(&call, &caller, action).await?;
+            let options = RevertOptions::parse(options)?;
+            caller.label.clone_from(&options.label);
+            let reboot = options.reboot.unwrap_or_default();
+            let paths = self.revertible(&paths).await?;
+            let asked = Asked { by: caller.clone(), key: options.key, not_before: None, reboot };
+            Ok((self.service.desk.revert(paths, asked).await?, reboot))
+        };
+        let taken: Result<(Job, bool), Error> = taken.await;
+        journal::request(action, &caller, taken.as_ref().map(|(job, _)| job.id));
+        let (taken, reboot) = taken?;
+        job::serve(objects, &self.service, taken.id).await?;
+        let (reply, sent) = ResponseDispatchNotifier::new(path(taken.id));
+        if reboot && taken.state == JobState::WaitingForReboot {
+            self.service.reboot_after(sent, taken.id);
+        }
+        Ok(reply)
     }
 
     /// Names of files are not for everybody.

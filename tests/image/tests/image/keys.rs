@@ -33,13 +33,13 @@ pub fn a_recovery_key_takes_the_demo_keys_place() -> Case {
     assert_eq!(opened, (&"recovery-key".into(), &true.into()), "{slots}");
 
     // It is rotated by whoever has it, and by nobody else.
+    assert!(device.says("nemosctl health || true")?.contains("a recovery key opened this boot"));
     let wrong = device.run("printf wrong | nemosctl keys rotate recovery-key --unlock-file -")?;
     assert!(wrong.status == 1 && wrong.stderr.contains("opens none of its key slots"), "{wrong:?}");
     let rotate = format!("printf %s {key} | nemosctl keys rotate recovery-key --unlock-file - --json");
     let new = device.tells(&rotate)?["recovery_key"].as_str().ok_or("no key")?.to_owned();
     let mut device = device.powers_off()?.boots_given(&new)?;
-    let one_is_left = "[ $(nemosctl keys --json | grep --count provider) = 1 ]";
-    device.says(&format!("timeout 60 sh -c 'until {one_is_left}; do sleep 0.5; done'"))?;
+    device.says(&until("[ $(nemosctl keys --json | grep --count provider) = 1 ]"))?;
     let old = device.run(&format!("printf %s {key} | nemosctl keys enroll recovery-key --unlock-file -"))?;
     assert!(old.stderr.contains("opens none of its key slots"), "the old one is gone: {old:?}");
     Ok(())
@@ -71,18 +71,21 @@ pub fn what_is_no_key_is_refused_in_a_sentence() -> Case {
 pub fn a_tpm_opens_the_overlay_until_it_has_reason_not_to() -> Case {
     let mut device = Disk::fresh()?.with_tpm().boots()?;
     device.says("echo mine > /etc/made-here")?;
-    device.says("nemosctl keys enroll tpm2")?;
+    // As the image's policy says: the demo key goes when the TPM has opened a boot, and somebody has a recovery key.
+    device.says(&until("nemosctl keys --json | grep --quiet tpm2"))?;
     let recovery = device.tells("nemosctl keys recovery create --json")?;
     let recovery = recovery["recovery_key"].as_str().ok_or("no key")?.to_owned();
-    device.says("nemosctl keys remove 0")?;
+    assert!(device.says("nemosctl health || true")?.contains("demo key in use"));
     device.reboots()?;
     assert_eq!(opened_by(&mut device)?, "tpm2");
+    device.says(&until("! nemosctl keys --json | grep --quiet demo-key"))?;
+    assert!(!device.says("nemosctl health || true")?.contains("demo key"));
     assert_eq!(device.says("cat /etc/made-here")?, "mine");
 
     // By what the TPM keeps, for nobody has another key at hand.
     device.says("nemosctl keys rotate tpm2")?;
     device.reboots()?;
-    device.says("timeout 60 sh -c 'until [ $(nemosctl keys --json | grep --count tpm2) = 1 ]; do sleep 0.5; done'")?;
+    device.says(&until("[ $(nemosctl keys --json | grep --count tpm2) = 1 ]"))?;
     assert_eq!(opened_by(&mut device)?, "tpm2");
     assert_eq!(
         device.says("nemosctl keys forecast")?.lines().next(),
@@ -99,6 +102,11 @@ pub fn a_tpm_opens_the_overlay_until_it_has_reason_not_to() -> Case {
     assert_eq!(opened_by(&mut device)?, "recovery-key");
     assert_eq!(device.says("cat /etc/made-here")?, "mine");
     Ok(())
+}
+
+/// Waits for a minute at most.
+fn until(condition: &str) -> String {
+    format!("timeout 60 sh -c 'until {condition}; do sleep 0.5; done'")
 }
 
 /// The provider of the key that opened this boot.

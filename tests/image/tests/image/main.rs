@@ -48,7 +48,7 @@ fn main() -> ExitCode {
         run::a_tpm_stays_with_its_disk_and_a_snapshot_forgets_what_was_done_to_it,
         run::a_command_gets_its_output_and_status_through_and_a_snapshot_leaves_the_disk_as_it_was,
         run::a_command_that_reboots_the_machine_is_told,
-        certificate::the_key_in_a_file_outlives_resets_and_certifies_them,
+        certificate::the_key_in_a_file_outlives_a_reset_and_certifies_it,
         certificate::the_key_in_a_tpm_outlives_a_reset_and_certifies_it,
         keys::a_recovery_key_takes_the_demo_keys_place,
         keys::a_tpm_opens_the_overlay_until_it_has_reason_not_to,
@@ -84,10 +84,11 @@ fn main() -> ExitCode {
         reset::systemds_own_ways_end_in_the_same_reset,
         reset::a_reset_that_cannot_be_finished_leaves_the_device_up_and_can_be_tried_again,
         overlay::what_was_changed_is_told_and_what_was_not_is_not,
+        overlay::what_is_taken_back_is_as_the_image_has_it_after_the_next_boot,
+        overlay::a_read_only_device_is_whole_and_takes_changes_only_where_it_must,
         keys::what_is_no_key_is_refused_in_a_sentence,
         keys::secrets_are_nowhere_but_in_the_hands_of_who_asked,
         power::a_reset_that_loses_its_power_is_finished_at_the_next_boot,
-        power::a_first_boot_that_loses_its_power_is_finished_at_the_next_boot,
         damage::a_device_without_its_overlay_header_is_degraded_and_erases_nothing,
         damage::a_root_with_a_damaged_superblock_is_refused,
         damage::a_root_with_a_damaged_hash_tree_is_refused,
@@ -107,7 +108,12 @@ fn main() -> ExitCode {
         builder::a_dead_mirror_leaves_nothing_behind,
         builder::a_full_folder_is_told_and_left_as_it_was,
     ];
-    let slow = cases![integrity::a_healthy_device_is_silent_through_ten_boots_and_a_power_cut];
+    let slow = cases![
+        integrity::a_healthy_device_is_silent_through_ten_boots_and_a_power_cut,
+        overlay::a_mode_ends_when_it_should_and_the_changes_have_waited,
+        power::a_first_boot_that_loses_its_power_is_finished_at_the_next_boot,
+        certificate::the_key_outlives_two_resets_and_tells_them_apart,
+    ];
     let slow = slow.into_iter().map(|case| case.with_ignored_flag(true));
     let conclusion = libtest_mimic::run(&arguments, cases.into_iter().chain(slow).collect());
     clean_up();

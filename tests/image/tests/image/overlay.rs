@@ -1,6 +1,6 @@
-//! What differs from the factory image.
+//! Where changes to the root go, and what differs from the factory image.
 
-use nemos_tests::{Case, Device};
+use nemos_tests::{Case, Device, Failed};
 
 pub fn what_was_changed_is_told_and_what_was_not_is_not() -> Case {
     let mut device = Device::running()?;
@@ -26,5 +26,78 @@ pub fn what_was_changed_is_told_and_what_was_not_is_not() -> Case {
         let refused = device.run(command)?;
         assert!(refused.status == 1 && refused.stderr.contains(complaint), "{command}: {refused:?}");
     }
+    Ok(())
+}
+
+pub fn a_read_only_device_is_whole_and_takes_changes_only_where_it_must() -> Case {
+    let mut device = Device::running()?;
+    device.says("echo mine > /etc/made-here")?;
+    let refused = device.run("runuser -u nobody -- nemosctl overlay mode readonly")?;
+    assert!(refused.status == 1 && refused.stderr.contains("does not grant"), "{refused:?}");
+    let said = device.says("nemosctl overlay mode; nemosctl overlay mode readonly --once")?;
+    assert_eq!(said, "persistent\npersistent; readonly at the next boot, persistent from then on");
+    device.reboots()?;
+    assert_eq!(device.says("nemosctl overlay mode")?, "readonly; persistent from the next boot on");
+    is_well(&mut device)?;
+    device.says(
+        "! test -e /etc/made-here && ! touch /usr/made-here 2>/dev/null && touch /etc/made-here /var/made-here",
+    )?;
+    device.says("podman run --rm --network none localhost/busybox:latest true")?;
+    Ok(())
+}
+
+/// The same of a device in memory, and that both are over when they should be.
+pub fn a_mode_ends_when_it_should_and_the_changes_have_waited() -> Case {
+    let mut device = Device::running()?;
+    device.says("echo mine > /etc/made-here")?;
+    device.says("nemosctl overlay mode readonly && nemosctl overlay mode volatile --once")?;
+    device.reboots()?;
+    assert_eq!(device.says("nemosctl overlay mode")?, "volatile; readonly from the next boot on");
+    is_well(&mut device)?;
+    device.says("! test -e /etc/made-here && echo now > /etc/made-here && nemosctl overlay diff | grep made-here")?;
+    device.reboots()?;
+    assert_eq!(
+        device.says("nemosctl overlay mode && nemosctl overlay mode persistent")?.lines().next(),
+        Some("readonly")
+    );
+    device.reboots()?;
+    assert_eq!(device.says("nemosctl overlay mode && cat /etc/made-here")?, "persistent\nmine");
+    Ok(())
+}
+
+/// Each layer is as it should be, and everything that should run does.
+fn is_well(device: &mut Device) -> Result<(), Failed> {
+    let status = device.run("nemosctl status")?;
+    assert!(status.status < 2, "{status:?}");
+    assert_eq!(device.says("systemctl --failed --plain --no-legend")?, "");
+    device.says("timeout 60 sh -c 'until systemctl is-active --quiet ssh; do sleep 0.5; done'")?;
+    Ok(())
+}
+
+pub fn what_is_taken_back_is_as_the_image_has_it_after_the_next_boot() -> Case {
+    let mut device = Device::running()?;
+    let shipped = device.says("cat /etc/debian_version")?;
+    device
+        .says("echo mine > /etc/debian_version && rm /etc/issue && mkdir /opt/mine && touch /opt/mine/a /etc/stays")?;
+    for (command, status, complaint) in [
+        ("nemosctl overlay revert /etc/hosts --yes", 1, "is as the image has it"),
+        ("nemosctl overlay revert /home/admin --yes", 1, "is not on the overlay"),
+        ("nemosctl overlay revert etc --yes", 1, "cannot be reverted"),
+        ("nemosctl overlay revert /etc/issue", 2, "say --yes"),
+        ("runuser -u nobody -- nemosctl overlay revert /etc/issue --yes", 1, "does not grant"),
+    ] {
+        let refused = device.run(command)?;
+        assert!(refused.status == status && refused.stderr.contains(complaint), "{command}: {refused:?}");
+    }
+    let plan = device.says("nemosctl overlay revert /etc/debian_version /etc/issue /opt/mine --dry-run")?;
+    assert!(plan.contains("deleted   /etc/issue\n") && plan.lines().count() == 4, "{plan}");
+    assert_eq!(device.says("cat /etc/debian_version; nemosctl job list")?.lines().next(), Some("mine"));
+
+    device.reboots_by("nemosctl overlay revert /etc/debian_version /etc/issue /opt/mine --yes")?;
+    assert_eq!(device.says("cat /etc/debian_version")?, shipped);
+    device.says("test -s /etc/issue && ! test -e /opt/mine && test -e /etc/stays")?;
+    let jobs = device.tells("nemosctl job list --json")?;
+    let last = jobs.as_array().and_then(|jobs| jobs.last()).ok_or("no job")?;
+    assert_eq!((&last["kind"], &last["state"]), (&"revert".into(), &"done".into()), "{last}");
     Ok(())
 }

@@ -1,5 +1,7 @@
 //! `nemos-image run`.
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs;
 
 use nemos_tests::{Case, Disk, Failed, nemos_image};
@@ -21,8 +23,8 @@ pub fn a_command_gets_its_output_and_status_through_and_a_snapshot_leaves_the_di
 pub fn a_tpm_stays_with_its_disk_and_a_snapshot_forgets_what_was_done_to_it() -> Case {
     let mut disk = Disk::fresh()?;
     let path = disk.bytes()?.to_string_lossy().into_owned();
-    let key_after = |more: &[&str], command: &str| {
-        let command = format!("{command} && nemosctl reset certificate-key");
+    let key = |more: &[&str], then: &str| {
+        let command = format!("nemosctl reset certificate-key && {then}");
         let arguments = [&["run", "--tpm"], more, &[&path, "--", "sh", "-c", &command]].concat();
         let said = nemos_image(&arguments)?;
         if said.stdout.starts_with("-----BEGIN PUBLIC KEY") {
@@ -32,10 +34,19 @@ pub fn a_tpm_stays_with_its_disk_and_a_snapshot_forgets_what_was_done_to_it() ->
         }
     };
 
-    let key = key_after(&[], "true")?;
-    assert_ne!(key_after(&["--snapshot"], "tpm2_clear --auth-hierarchy l --tcti device:/dev/tpmrm0")?, key);
-    assert_eq!(key_after(&["--snapshot"], "true")?, key);
+    let first = key(&[], "true")?;
+    let memory = tpm_memory(&path)?;
+    assert_eq!(key(&["--snapshot"], "tpm2_clear --auth-hierarchy l --tcti device:/dev/tpmrm0")?, first);
+    assert!(tpm_memory(&path)? == memory, "what a snapshot did to its TPM stayed");
     Ok(())
+}
+
+/// What the TPM that belongs to a disk keeps, by the names of its files.
+fn tpm_memory(disk: &str) -> Result<BTreeMap<OsString, Vec<u8>>, Failed> {
+    let files = fs::read_dir(format!("{disk}.tpm"))?;
+    files
+        .map(|file| file.and_then(|file| Ok((file.file_name(), fs::read(file.path())?))).map_err(Failed::from))
+        .collect()
 }
 
 pub fn a_command_that_reboots_the_machine_is_told() -> Case {

@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use nemos_model::integrity::event::Place;
 use nemos_model::integrity::scrub::{NotScrubbed, Step};
 use nemos_model::integrity::{Scrub, Volume};
-use nemos_model::overlay::UPPER_MOUNT;
 use nemos_model::stack::Observed;
 use rustix::fs::OFlags;
 use thiserror::Error;
@@ -61,7 +60,8 @@ pub fn run(scrub: &Scrub, seen: &Observed, step: &mut dyn FnMut(Step) -> bool) -
         Volume::Overlay => {
             let mapping = seen.mapping_named(scrub.volume.name());
             let mapping = mapping.ok_or_else(not_open)?;
-            overlay::read_through(&device, Path::new(&mapping.device), Path::new(UPPER_MOUNT), scrub.position, step)
+            let mount = seen.volume_mount().ok_or_else(not_open)?;
+            overlay::read_through(&device, Path::new(&mapping.device), Path::new(&mount.target), scrub.position, step)
         }
         other => Err(NotScrubbed::NotSupported(other).into()),
     }

@@ -1,0 +1,135 @@
+//! Takes changes back: what the overlay's upper folder has at a path goes, and the image's is there again. Only while the
+//! overlay is not mounted.
+
+use std::fs::{self, File};
+use std::io;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use nemos_model::keys::KeyslotId;
+use nemos_model::overlay::UPPER_FOLDER;
+use nemos_model::overlay::changes::{Kind, Upper};
+use nemos_model::reset::KeptPath;
+use rustix::fs::syncfs;
+use thiserror::Error;
+
+use super::changes::{ChangesError, Trees};
+use super::{OverlayError, close, mount_file_system, open_slot};
+use crate::keys::Key;
+use crate::mounts::unmount;
+
+/// The folder on the volume that takes what goes: a path goes in one step, however much is in it.
+const TRASH: &str = "reverted";
+
+/// A change that cannot be taken back.
+#[derive(Debug, Error)]
+pub enum RevertError {
+    /// There is none.
+    #[error("{path} is as the image has it", path = .0.as_str())]
+    Unchanged(KeptPath),
+    /// The image's folder around it is hidden.
+    #[error("{path} is in {around}, which is not the image's folder any more; revert {around}", path = path.as_str(), around = around.display())]
+    Around {
+        /// The path.
+        path: KeptPath,
+        /// The folder.
+        around: PathBuf,
+    },
+    /// It cannot be looked at.
+    #[error(transparent)]
+    Changes(#[from] ChangesError),
+    /// The volume.
+    #[error(transparent)]
+    Overlay(#[from] OverlayError),
+    /// It cannot be taken away.
+    #[error("cannot take back {}: {source}", path.display())]
+    Io {
+        /// The path on the volume.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+fn io_error(path: &Path) -> impl FnOnce(io::Error) -> RevertError {
+    move |source| RevertError::Io { path: path.to_owned(), source }
+}
+
+impl Trees<'_> {
+    /// Whether there is a change at or below the path that can be taken back by itself.
+    pub fn can_revert(&self, path: &KeptPath) -> Result<(), RevertError> {
+        self.check_around(path)?;
+        let mut changed = false;
+        self.changes(Path::new(path.within()), None, &mut |_| {
+            changed = true;
+            ControlFlow::Break(())
+        })?;
+        if changed { Ok(()) } else { Err(RevertError::Unchanged(path.clone())) }
+    }
+
+    /// The folders around it must be the image's, seen through: in another, nothing of the image would come back.
+    fn check_around(&self, path: &KeptPath) -> Result<(), RevertError> {
+        let within = Path::new(path.within());
+        for around in within.ancestors().skip(1).filter(|around| !around.as_os_str().is_empty()) {
+            let is_seen_through = match self.upper_at(around)? {
+                None => true,
+                Some(Upper::Whiteout) => false,
+                Some(Upper::There { seen, opaque, redirect, .. }) => {
+                    let is_of_image = self.lower.join(around).symlink_metadata().is_ok_and(|lower| lower.is_dir());
+                    seen.kind == Kind::Folder && !opaque && redirect.is_none() && is_of_image
+                }
+            };
+            if !is_seen_through {
+                return Err(RevertError::Around { path: path.clone(), around: Path::new("/").join(around) });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Takes the changes at and below these paths back, on a volume that is not open. It can be repeated from its start: what is
+/// gone already stays gone.
+pub fn revert(
+    partition: &Path,
+    (key, slot): (&Key, KeyslotId),
+    lower: &Path,
+    paths: &[KeptPath],
+    scratch: &Path,
+) -> Result<(), RevertError> {
+    close(partition).map_err(OverlayError::from)?;
+    open_slot(partition, key, slot).map_err(OverlayError::from)?;
+    let reverted = mount_file_system(scratch).map_err(RevertError::from).and_then(|()| {
+        let reverted = take_away(scratch, lower, paths);
+        let unmounted = unmount(scratch).map_err(io_error(scratch));
+        reverted.and(unmounted)
+    });
+    close(partition).map_err(OverlayError::from)?;
+    reverted
+}
+
+/// The same, on the volume's file system.
+pub fn take_away(volume: &Path, lower: &Path, paths: &[KeptPath]) -> Result<(), RevertError> {
+    let (upper, trash) = (volume.join(UPPER_FOLDER), volume.join(TRASH));
+    let trees = Trees { upper: &upper, lower };
+    for path in paths {
+        trees.check_around(path)?;
+    }
+    empty(&trash)?;
+    fs::create_dir(&trash).map_err(io_error(&trash))?;
+    for (number, path) in paths.iter().enumerate() {
+        let from = upper.join(path.within());
+        match fs::rename(&from, trash.join(number.to_string())) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            renamed => renamed.map_err(io_error(&from))?,
+        }
+    }
+    empty(&trash)?;
+    File::open(volume).and_then(|folder| Ok(syncfs(folder)?)).map_err(io_error(volume))
+}
+
+fn empty(trash: &Path) -> Result<(), RevertError> {
+    match fs::remove_dir_all(trash) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed.map_err(io_error(trash)),
+    }
+}

@@ -1,0 +1,166 @@
+//! Which keys take the demo key's place, as the image's recipe says, and what is still to be done for it.
+//!
+//! ```text
+//!     demo key alone --> + a key of the TPM --> + a recovery key, sealed --a boot was opened by the TPM--> demo key gone
+//! ```
+//!
+//! Without a TPM the demo key stays, and health says so. Once it is gone, the keys are their owner's, and the policy rests.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::keys::Provider;
+use crate::keys::change::Known;
+use crate::keys::slot::KeyslotId;
+
+/// Where the policy is in the root; read it below [`LOWER_MOUNT`](crate::overlay::LOWER_MOUNT), which is verified. Without the
+/// file, nothing is to be done.
+pub const FILE: &str = "usr/share/nemos/keys.json";
+
+/// The policy: also the table `[keys]` of a recipe.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Policy {
+    /// The TPM opens the overlay, where there is one.
+    pub tpm2: bool,
+    /// So does a recovery key, for when the TPM does not.
+    pub recovery_key: bool,
+    /// Whose age keys (`age1...`) a recovery key is sealed for. Without any, somebody has to have it made and write it down
+    /// before the demo key goes.
+    pub recipients: Vec<String>,
+}
+
+/// A policy that cannot be carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum BadPolicy {
+    /// A recovery key alone would have somebody type it at each boot.
+    #[error("a recovery-key is for when the TPM does not open the overlay: set tpm2, too")]
+    RecoveryAlone,
+    /// Recipients of nothing.
+    #[error("there are recipients, and no recovery-key to seal for them")]
+    NothingToSeal,
+}
+
+/// What is to be done next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Have the TPM make a key.
+    EnrollTpm2,
+    /// Make a recovery key that only the recipients can read.
+    SealRecoveryKey,
+    /// Destroy the slot of the demo key.
+    RemoveDemoKey(KeyslotId),
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Step::EnrollTpm2 => "have the TPM keep a key",
+            Step::SealRecoveryKey => "seal a recovery key for its recipients",
+            Step::RemoveDemoKey(_) => "destroy the demo key",
+        })
+    }
+}
+
+impl Policy {
+    /// Whether it can be carried out.
+    pub fn check(&self) -> Result<(), BadPolicy> {
+        match (self.tpm2, self.recovery_key) {
+            (false, true) => Err(BadPolicy::RecoveryAlone),
+            (_, false) if !self.recipients.is_empty() => Err(BadPolicy::NothingToSeal),
+            _ => Ok(()),
+        }
+    }
+
+    /// What is to be done next on a device with these keys, if anything is, or can be.
+    pub fn next(&self, known: &Known<'_>, has_tpm2: bool) -> Option<Step> {
+        let of = |provider| known.slots.iter().filter(move |slot| slot.provider() == Some(provider));
+        let demo_key = of(Provider::DemoKey).next()?;
+        if !has_tpm2 || !self.tpm2 {
+            return None;
+        }
+        if of(Provider::Tpm2).next().is_none() {
+            return Some(Step::EnrollTpm2);
+        }
+        if self.recovery_key && of(Provider::RecoveryKey).next().is_none() {
+            return (!self.recipients.is_empty()).then_some(Step::SealRecoveryKey);
+        }
+        let tpm2_opened = of(Provider::Tpm2).any(|slot| known.opened_by == Some(slot.id));
+        tpm2_opened.then_some(Step::RemoveDemoKey(demo_key.id))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Timestamp;
+    use crate::keys::{Origin, Record, Slot};
+    use proptest::prelude::*;
+
+    fn slots(providers: &[Provider]) -> Vec<Slot> {
+        let slot = |(number, provider): (u32, &Provider)| Slot {
+            id: number.try_into().unwrap(),
+            origin: Origin::Recorded(Record { provider: *provider, created: Timestamp(0) }),
+        };
+        (0..).zip(providers).map(slot).collect()
+    }
+
+    fn policy(recipients: &[&str]) -> Policy {
+        let recipients = recipients.iter().map(ToString::to_string).collect();
+        Policy { tpm2: true, recovery_key: true, recipients }
+    }
+
+    fn next(policy: &Policy, providers: &[Provider], opened_by: u32, has_tpm2: bool) -> Option<Step> {
+        let slots = slots(providers);
+        policy.next(&Known { slots: &slots, opened_by: opened_by.try_into().ok() }, has_tpm2)
+    }
+
+    #[test]
+    fn the_demo_key_goes_once_a_boot_was_opened_without_it() {
+        use Provider::{DemoKey, RecoveryKey, Tpm2};
+        let fleet = policy(&["age1fleet"]);
+        assert_eq!(next(&fleet, &[DemoKey], 0, true), Some(Step::EnrollTpm2));
+        assert_eq!(next(&fleet, &[DemoKey, Tpm2], 0, true), Some(Step::SealRecoveryKey));
+        assert_eq!(next(&fleet, &[DemoKey, Tpm2, RecoveryKey], 0, true), None, "the TPM has opened no boot yet");
+        let remove = Some(Step::RemoveDemoKey(0.try_into().unwrap()));
+        assert_eq!(next(&fleet, &[DemoKey, Tpm2, RecoveryKey], 1, true), remove);
+        assert_eq!(next(&fleet, &[Tpm2, RecoveryKey], 0, true), None);
+    }
+
+    #[test]
+    fn without_a_tpm_or_somebody_who_has_a_recovery_key_the_demo_key_stays() {
+        use Provider::{DemoKey, Tpm2};
+        assert_eq!(next(&policy(&["age1fleet"]), &[DemoKey], 0, false), None);
+        assert_eq!(next(&policy(&[]), &[DemoKey, Tpm2], 1, true), None);
+        assert_eq!(next(&Policy::default(), &[DemoKey], 0, true), None);
+    }
+
+    #[test]
+    fn what_cannot_be_carried_out_is_told() {
+        assert_eq!(Policy { tpm2: false, ..policy(&[]) }.check(), Err(BadPolicy::RecoveryAlone));
+        assert_eq!(Policy { recovery_key: false, ..policy(&["age1fleet"]) }.check(), Err(BadPolicy::NothingToSeal));
+        assert_eq!(policy(&["age1fleet"]).check(), Ok(()));
+        assert_eq!(Policy::default().check(), Ok(()));
+    }
+
+    proptest! {
+        /// Whatever keys there are, the demo key is destroyed only if the TPM has opened this boot and still has its key.
+        #[test]
+        fn no_policy_takes_the_last_way_in(
+            providers in prop::collection::vec(prop::sample::select(Provider::ALL.to_vec()), 0..8),
+            opened_by in 0..8u32, has_tpm2: bool, recovery: bool, sealed: bool,
+        ) {
+            let mut policy = policy(if sealed { &["age1fleet"] } else { &[] });
+            policy.recovery_key = recovery;
+            if let Some(Step::RemoveDemoKey(slot)) = next(&policy, &providers, opened_by, has_tpm2) {
+                let slots = slots(&providers);
+                let opened = slots.iter().find(|slot| u32::from(slot.id) == opened_by).unwrap();
+                prop_assert_eq!(opened.provider(), Some(Provider::Tpm2));
+                prop_assert!(slot != opened.id);
+                prop_assert!(!recovery || providers.contains(&Provider::RecoveryKey));
+            }
+        }
+    }
+}
