@@ -255,6 +255,7 @@ pub enum IntegrityCommand {
   nemosctl overlay mode readonly       from the next boot on, nothing but /etc and /var takes changes, in memory
   nemosctl overlay diff                what differs from the factory image
   nemosctl overlay diff /etc --json
+  nemosctl overlay diff /etc --content line by line
   nemosctl overlay revert /etc/ssh     at the next boot it is as the image has it; says what goes, and asks
   nemosctl overlay diff --stat         how many changes, and how large, by folder
 
@@ -297,6 +298,9 @@ pub enum OverlayCommand {
         /// Only totals, by folder
         #[arg(long)]
         stat: bool,
+        /// Also what differs inside of files of text, as `diff --unified` tells it; whoever asks must be able to read them
+        #[arg(long, conflicts_with = "stat")]
+        content: bool,
     },
 }
 

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -17,6 +18,7 @@ use crate::style::Style;
 
 mod arguments;
 mod certificate;
+mod content;
 mod health;
 mod integrity;
 mod job;
@@ -42,6 +44,8 @@ enum Failure {
         "what is taken back is gone, and there is no terminal to ask on; say --yes, or --dry-run to see what would go"
     )]
     NobodyToAskForChanges,
+    #[error("cannot read {}: {source}", path.display())]
+    Content { path: PathBuf, source: std::io::Error },
     #[error("{0} is as the image has it")]
     Unchanged(String),
     #[error("nothing was changed")]
@@ -67,6 +71,7 @@ impl Failure {
             | Failure::Declined
             | Failure::NotSealed
             | Failure::Unchanged(_)
+            | Failure::Content { .. }
             | Failure::Output(_) => 1,
             Failure::Certificate(failure) => failure.exit_code(),
             Failure::NobodyToAsk | Failure::NobodyToAskForChanges | Failure::Usage(_) | Failure::Manifest(_) => 2,

@@ -10,6 +10,7 @@ use zbus::proxy::CacheProperties;
 
 use crate::Failure;
 use crate::arguments::{Overlay as Arguments, OverlayCommand as Command};
+use crate::content::difference;
 use crate::job::Accepted;
 use crate::output::{Output, agrees, can_ask, print};
 use crate::{table, text};
@@ -44,6 +45,9 @@ struct Change {
     size: u64,
     factory_size: Option<u64>,
     from: Option<String>,
+    /// As `diff --unified` tells it, with `--content`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    difference: Option<String>,
 }
 
 /// The changes below a folder, as in `--json` with `--stat`.
@@ -80,7 +84,7 @@ pub async fn run(connection: &Connection, arguments: Arguments, output: Output) 
             };
             output.show(&modes, Modes::render)?;
         }
-        Some(Command::Diff { path, stat: true }) => {
+        Some(Command::Diff { path, stat: true, .. }) => {
             let mut totals = Totals::default();
             each_page(&proxy, path, |page| {
                 for change in &page {
@@ -93,13 +97,16 @@ pub async fn run(connection: &Connection, arguments: Arguments, output: Output) 
             output.show(&totals, |totals| render_totals(totals))?;
         }
         // A list for programs is whole or not at all; one for people is shown as it comes.
-        Some(Command::Diff { path, stat: false }) if output.json => {
+        Some(Command::Diff { path, content, .. }) if output.json => {
             let mut changes = Vec::new();
             each_page(&proxy, path, |page| {
                 changes.extend(page);
                 Ok(())
             })
             .await?;
+            for change in changes.iter_mut().filter(|_| content) {
+                change.difference = change.differs_inside().then(|| difference(&change.path)).transpose()?;
+            }
             output.show(&changes, |_| String::new())?;
         }
         Some(Command::Revert { paths, dry_run: true, .. }) => {
@@ -114,8 +121,20 @@ pub async fn run(connection: &Connection, arguments: Arguments, output: Output) 
             let accepted = Accepted::of(connection, &job, !no_reboot).await?;
             output.show(&accepted, |accepted| accepted.render("the next boot takes the changes back"))?;
         }
-        Some(Command::Diff { path, stat: false }) => {
+        Some(Command::Diff { path, content: false, .. }) => {
             each_page(&proxy, path, |page| Ok(print(&render_changes(&page))?)).await?;
+        }
+        Some(Command::Diff { path, .. }) => {
+            each_page(&proxy, path, |page| {
+                for change in &page {
+                    print(&change.render())?;
+                    if change.differs_inside() {
+                        print(&difference(&change.path)?)?;
+                    }
+                }
+                Ok(())
+            })
+            .await?;
         }
     }
     Ok(0)
@@ -219,6 +238,11 @@ impl Modes {
 }
 
 impl Change {
+    /// Whether one of the two is a file, and the other a file or nothing.
+    fn differs_inside(&self) -> bool {
+        self.kind == "file" && matches!(self.what.as_str(), "added" | "changed" | "deleted")
+    }
+
     fn render(&self) -> String {
         let was = match (&self.from, self.factory_size) {
             (Some(from), _) => format!(" from {from}"),
@@ -235,7 +259,7 @@ impl Change {
 impl From<ChangeRecord> for Change {
     fn from(record: ChangeRecord) -> Self {
         let ChangeRecord { path, what, kind, size, factory_size, from } = record;
-        Change { path, what, kind, size, factory_size, from }
+        Change { path, what, kind, size, factory_size, from, difference: None }
     }
 }
 
@@ -245,7 +269,7 @@ mod tests {
 
     fn change(path: &str, what: &str, kind: &str) -> Change {
         let (path, what, kind) = (path.to_owned(), what.to_owned(), kind.to_owned());
-        Change { path, what, kind, size: 2048, factory_size: Some(10), from: None }
+        Change { path, what, kind, size: 2048, factory_size: Some(10), from: None, difference: None }
     }
 
     #[test]

@@ -19,3 +19,4 @@ pub mod reset;
 pub mod stack;
 pub mod state;
 pub mod time;
+mod wipe;

@@ -1,7 +1,7 @@
 //! Carries out a change of the key slots: each step is written down before it is taken.
 
 use std::fs::{self, File, Permissions};
-use std::io::{self, Write as _};
+use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -14,6 +14,7 @@ use crate::command::CommandError;
 use crate::cryptsetup::CryptError;
 use crate::keys::{Key, Secret, header, tpm2};
 use crate::state::StateError;
+use crate::wipe::wipe;
 
 /// Name of the copy of the header that there is while a slot is added, in the state folder. It opens with the keys of its time,
 /// so it must not outlive them.
@@ -204,14 +205,8 @@ pub fn destroy_backup(state: &Path) -> io::Result<()> {
         changed => changed?,
     }
     let mut file = File::options().write(true).open(&path)?;
-    let mut left = file.metadata()?.len();
-    let zeros = vec![0; 1 << 20];
-    while left > 0 {
-        let chunk = zeros.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-        file.write_all(&zeros[..chunk])?;
-        left -= chunk as u64;
-    }
-    file.sync_all()?;
+    let length = file.metadata()?.len();
+    wipe(&mut file, length)?;
     fs::remove_file(&path)?;
     File::open(state)?.sync_all()
 }

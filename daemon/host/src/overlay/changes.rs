@@ -55,16 +55,18 @@ impl Trees<'_> {
             if after.is_some_and(|after| path.as_path() < after && !after.starts_with(&path)) {
                 continue;
             }
-            let Some(upper) = self.upper_at(&path)? else { continue };
+            let Some(Some(upper)) = unless_gone(self.upper_at(&path))? else { continue };
             let is_wanted = after.is_none_or(|after| path.as_path() > after);
             if is_wanted
-                && let Some(change) = self.judged(&path, &upper)?
+                && let Some(Some(change)) = unless_gone(self.judged(&path, &upper))?
                 && tell(change).is_break()
             {
                 return Ok(());
             }
-            if matches!(&upper, Upper::There { seen, .. } if seen.kind == Kind::Folder) {
-                folders.push(entries(&self.upper.join(&path), &path)?);
+            if matches!(&upper, Upper::There { seen, .. } if seen.kind == Kind::Folder)
+                && let Some(entries) = unless_gone(entries(&self.upper.join(&path), &path))?
+            {
+                folders.push(entries);
             }
         }
         Ok(())
@@ -109,6 +111,14 @@ impl Trees<'_> {
         let Some(metadata) = metadata(&full)? else { return Ok(None) };
         let attributes = attributes(&full).map_err(at(&full))?;
         seen(&full, &metadata, attributes).map(Some)
+    }
+}
+
+/// The device is in use: what has vanished since it was listed is no change any more.
+fn unless_gone<T>(looked: Result<T, ChangesError>) -> Result<Option<T>, ChangesError> {
+    match looked {
+        Err(error) if matches!(error.source.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+        looked => looked.map(Some),
     }
 }
 

@@ -4,7 +4,7 @@ pub mod changes;
 pub mod revert;
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Seek, SeekFrom, Write};
+use std::io::{self, Seek, SeekFrom};
 use std::os::raw::{c_int, c_void};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -26,6 +26,7 @@ use crate::keys::{self, Key, Secret};
 use crate::mkfs;
 use crate::mounts::{self, Mount, MountError};
 use crate::time::{now, wait_for};
+use crate::wipe::wipe;
 
 /// Mapping that exists only while a new volume is written for the first time.
 const WIPE_MAPPING: &str = "nemos-wipe";
@@ -89,14 +90,7 @@ pub fn destroy_keys(partition: &Path) -> Result<(), OverlayError> {
     let mut device = OpenOptions::new().write(true).open(partition).map_err(io_error("open", partition))?;
     let size = device.seek(SeekFrom::End(0)).map_err(io_error("measure", partition))?;
     device.rewind().map_err(io_error("overwrite", partition))?;
-    let zeros = vec![0; WIPE_CHUNK];
-    let mut left = header_area(partition).min(size);
-    while left > 0 {
-        let chunk = zeros.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-        device.write_all(&zeros[..chunk]).map_err(io_error("overwrite", partition))?;
-        left -= chunk as u64;
-    }
-    device.sync_all().map_err(io_error("overwrite", partition))?;
+    wipe(&mut device, header_area(partition).min(size)).map_err(io_error("overwrite", partition))?;
     match uuid(partition) {
         Err(OverlayError::NoHeader { .. }) => Ok(()),
         Err(error) => Err(error),
@@ -321,23 +315,26 @@ pub fn mount_read_only(lower: &Path, memory: &Path, target: &Path) -> Result<(),
         .map_err(io_error("prepare the memory on", memory))?;
     let layers = format!("{}:{}", top.display(), lower.display());
     Mount::new("overlay", OVERLAY_SOURCE).option("lowerdir", layers).read_only().on(target)?;
-    for folder in ALWAYS_WRITABLE {
-        let place = memory.join(folder);
-        ["upper", "work"]
-            .iter()
-            .try_for_each(|name| fs::create_dir_all(place.join(name)))
-            .map_err(io_error("prepare the memory on", &place))?;
-        mount_overlay(&lower.join(folder), &place, &target.join(folder))?;
-    }
-    Ok(())
+    ALWAYS_WRITABLE.iter().try_for_each(|folder| {
+        // Below one folder, as in every mode: what was changed is looked for there.
+        let [upper, work] = ["upper", "work"].map(|name| memory.join(name).join(folder));
+        fs::create_dir(&upper)
+            .and_then(|()| fs::create_dir(&work))
+            .map_err(io_error("prepare the memory on", memory))?;
+        join(&lower.join(folder), &upper, &work, &target.join(folder))
+    })
 }
 
 /// Joins the read-only `lower` and what is mounted on `upper` on `target`.
 pub fn mount_overlay(lower: &Path, upper: &Path, target: &Path) -> Result<(), OverlayError> {
+    join(lower, &upper.join("upper"), &upper.join("work"), target)
+}
+
+fn join(lower: &Path, upper: &Path, work: &Path, target: &Path) -> Result<(), OverlayError> {
     Mount::new("overlay", OVERLAY_SOURCE)
         .option("lowerdir", lower.to_string_lossy())
-        .option("upperdir", upper.join("upper").to_string_lossy())
-        .option("workdir", upper.join("work").to_string_lossy())
+        .option("upperdir", upper.to_string_lossy())
+        .option("workdir", work.to_string_lossy())
         .on(target)?;
     Ok(())
 }

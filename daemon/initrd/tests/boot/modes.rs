@@ -1,9 +1,11 @@
 //! Boots in another mode than the persistent one.
 
 use std::fs;
-use std::path::Path;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 
-use nemos_model::overlay::{Mode, SAVED_MOUNT, UPPER_FOLDER, UPPER_MOUNT};
+use nemos_host::overlay::changes::Trees;
+use nemos_model::overlay::{LOWER_MOUNT, Mode, SAVED_MOUNT, UPPER_FOLDER, UPPER_MOUNT};
 use nemos_model::reset::Scope;
 
 use crate::device::{Device, on_the_device};
@@ -47,6 +49,17 @@ pub fn a_read_only_boot_takes_changes_only_in_memory_and_where_it_must() {
         running.writes(HOSTNAME, "for now");
         running.writes("/var/lib/program/state", "for now");
         running.writes("/home/note", "to stay");
+        let upper = Path::new(UPPER_MOUNT).join(UPPER_FOLDER);
+        let mut changed = Vec::new();
+        let trees = Trees { upper: &upper, lower: Path::new(LOWER_MOUNT) };
+        trees
+            .changes(Path::new(""), None, &mut |change| {
+                changed.push(change.path);
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+        let expected = ["etc/hostname", "var/lib/program", "var/lib/program/state"].map(PathBuf::from);
+        assert_eq!(changed, expected, "what differs from the image is told here, too");
         let refused = fs::write(on_the_device("/sbin/init"), "another").unwrap_err();
         assert_eq!(refused.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
         assert!(fs::create_dir(on_the_device("/new")).is_err());

@@ -15,6 +15,10 @@ pub fn what_was_changed_is_told_and_what_was_not_is_not() -> Case {
     assert!(told.contains("changed   /etc/debian_version ("), "{told}");
     assert!(!told.contains("/etc/host.conf"), "it is no change:\n{told}");
     assert_eq!(told.matches(" /opt/many/").count(), 2501);
+    let inside = device.says("nemosctl overlay diff /etc --content")?;
+    for line in ["--- factory/etc/debian_version", "+more", "+++ now/etc/new", "+new", "--- factory/etc/issue"] {
+        assert!(inside.lines().any(|told| told == line), "{line} is not in\n{inside}");
+    }
     let stat = device.tells("nemosctl overlay diff /opt --stat --json")?;
     assert_eq!((&stat[1]["path"], &stat[1]["changes"]), (&"/opt/many".into(), &2500.into()), "{stat}");
 
@@ -42,6 +46,8 @@ pub fn a_read_only_device_is_whole_and_takes_changes_only_where_it_must() -> Cas
     device.says(
         "! test -e /etc/made-here && ! touch /usr/made-here 2>/dev/null && touch /etc/made-here /var/made-here",
     )?;
+    let told = device.says("nemosctl overlay diff")?;
+    assert!(["/etc/made-here", "/var/made-here"].iter().all(|path| told.contains(path)), "{told}");
     device.says("podman run --rm --network none localhost/busybox:latest true")?;
     Ok(())
 }
