@@ -251,7 +251,7 @@ pub enum IntegrityCommand {
   nemosctl overlay                     where changes go, and how much room they take
   nemosctl overlay mode                where changes go at this boot, and at the next
   nemosctl overlay mode volatile --once
-                                       the next boot begins as the image was made, and forgets what is changed
+                                       the next boot has the root as the image has it, and forgets what is changed there
   nemosctl overlay mode readonly       from the next boot on, nothing but /etc and /var takes changes, in memory
   nemosctl overlay diff                what differs from the factory image
   nemosctl overlay diff /etc --json

@@ -101,7 +101,7 @@ impl From<NotTaken> for Error {
     fn from(refusal: NotTaken) -> Self {
         let kind = match refusal {
             NotTaken::Busy(_) | NotTaken::KeptDataWaits(_) => ErrorKind::Busy,
-            NotTaken::Text(_) => ErrorKind::InvalidArgument,
+            NotTaken::Text(_) | NotTaken::OtherRequest(_) => ErrorKind::InvalidArgument,
             NotTaken::NoSuchJob(_) => ErrorKind::NotFound,
             NotTaken::Refused(_) | NotTaken::NotTheLatest(_) => ErrorKind::Failed,
         };

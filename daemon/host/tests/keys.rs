@@ -16,7 +16,7 @@ use nemos_host::state::Store;
 use nemos_model::Timestamp;
 use nemos_model::job::Requester;
 use nemos_model::keys::change::Known;
-use nemos_model::keys::{Change, KeyslotId, Origin, Provider, Refused};
+use nemos_model::keys::{Boot, Change, KeyslotId, Origin, Provider, Refused};
 use nemos_model::partitions::Partition;
 use nemos_model::state::DeviceState;
 use nemos_rig::{Disk, Image, Rng, run};
@@ -101,7 +101,8 @@ impl Device {
     /// What nemosd does when it starts, in a boot that was opened by that slot. Nothing is left half done.
     fn starts(&self, opened_by: Option<KeyslotId>) -> Option<Change> {
         let notes = Notes::of(self);
-        self.keys().settle(&notes, opened_by).unwrap();
+        let boot = opened_by.map(|opened_by| Boot { id: "later", opened_by });
+        self.keys().settle(&notes, boot.as_ref()).unwrap();
         assert!(!self.state.path().join(BACKUP).exists(), "a copy of the header outlives the change");
         for slot in slots(&self.volume).unwrap() {
             assert!(matches!(slot.origin, Origin::Recorded(_)), "{slot:?} is an orphan");

@@ -1,7 +1,7 @@
 //! Opens the overlay, or puts memory in its place.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nemos_host::integrity::scrub::header;
@@ -10,6 +10,7 @@ use nemos_host::overlay::{self as host, OverlayError};
 use nemos_host::partitions::Disk;
 use nemos_model::boot::{DamagedHeader, Reason};
 use nemos_model::keys::{KeyslotId, Provider};
+use nemos_model::overlay::mode::ALWAYS_WRITABLE;
 use nemos_model::overlay::{Mode, SAVED_MOUNT, UPPER_MOUNT};
 use nemos_model::partitions::Partition;
 use nemos_model::state::Volume;
@@ -69,17 +70,17 @@ pub fn open(
         }),
         Mode::Volatile | Mode::ReadOnly => Ok(opened),
     });
-    let mode = if opened.is_ok() { asked } else { without_volume(asked) };
-    match mode {
-        Mode::Persistent => {}
-        Mode::Volatile => {
-            host::mount_volatile(upper)?;
-            host::mount_overlay(lower, upper, sysroot)?;
-        }
-        Mode::ReadOnly => {
-            host::mount_volatile(upper)?;
-            host::mount_read_only(lower, upper, sysroot)?;
-        }
+    let mut mode = if opened.is_ok() { asked } else { without_volume(asked) };
+    if mode == Mode::ReadOnly
+        && let Err(error) = mount_read_only(lower, upper, sysroot)
+    {
+        // Somebody asked for less than what this boot can do: it is no reason not to come up.
+        warn!("the root is in memory, and not read-only: {error}");
+        mode = Mode::Volatile;
+    }
+    if mode == Mode::Volatile {
+        host::mount_volatile(upper)?;
+        host::mount_overlay(lower, upper, sysroot)?;
     }
     Ok(match opened {
         Ok((volume, unlocked)) => Opened {
@@ -101,6 +102,19 @@ pub fn open(
             headers: if matches!(reason, Reason::OverlayDamaged { .. }) { headers() } else { Vec::new() },
             degraded: Some(reason),
         },
+    })
+}
+
+/// Leaves nothing mounted if it fails.
+fn mount_read_only(lower: &Path, upper: &Path, sysroot: &Path) -> Result<(), OverlayError> {
+    host::mount_volatile(upper)?;
+    host::mount_read_only(lower, upper, sysroot).inspect_err(|_| {
+        for place in
+            ALWAYS_WRITABLE.map(|folder| sysroot.join(folder)).iter().map(PathBuf::as_path).chain([sysroot, upper])
+        {
+            // Not all of them are.
+            let _ = unmount(place);
+        }
     })
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use nemos_host::job::new_id;
 use nemos_host::keys::read_key_file;
+use nemos_host::overlay;
 use nemos_host::partitions::Disk;
 use nemos_host::reset::{Work, carry_out as carry_out_step, destroy_stage};
 use nemos_host::state::{StateError, Store};
@@ -138,7 +139,7 @@ fn do_steps(
 ) -> Result<Option<Reason>, Interrupted> {
     while let Some((job, step)) = state.job(id).and_then(|job| Some((job, job.next_step()?))) {
         info!("job {id}: {step}");
-        match one_step(step, job, place) {
+        match one_step(step, job, place, state.volume) {
             Ok(outcome) => state.step_done(id, outcome, now())?,
             Err(error) => {
                 state.attempt_failed(id, error.clone(), now())?;
@@ -153,12 +154,17 @@ fn do_steps(
     Ok(None)
 }
 
-fn unlock_old(disk: &Disk) -> Result<Unlocked, String> {
+/// Finds a key for the volume that there is, if it is this device's.
+fn unlock_old(disk: &Disk, volume: Volume) -> Result<Unlocked, String> {
     let partition = disk.partition(Partition::Root, APPEAR).map_err(|error| error.to_string())?;
+    let found = overlay::identity(&partition).map_err(|error| error.to_string())?;
+    if !volume.is(&found) {
+        return Err(Reason::OverlayForeign { uuid: found.uuid }.to_string());
+    }
     unlock(&partition)
 }
 
-fn one_step(step: Step, job: &Job, place: &Place<'_>) -> Result<Outcome, String> {
+fn one_step(step: Step, job: &Job, place: &Place<'_>, volume: Volume) -> Result<Outcome, String> {
     let secret = read_key_file(Path::new(DEMO_KEY_FILE)).map_err(|error| error.to_string())?;
     let mut last_tenth = 0;
     let mut progress = |bytes: u64, all: u64| {
@@ -171,7 +177,7 @@ fn one_step(step: Step, job: &Job, place: &Place<'_>) -> Result<Outcome, String>
     let Place { disk, lower, state } = *place;
     // These work on the volume that there is, which may have other keys than one that is made.
     let opens_old = matches!(step, Step::StageKept | Step::Revert);
-    let unlocked = if opens_old { Some(unlock_old(disk)?) } else { None };
+    let unlocked = if opens_old { Some(unlock_old(disk, volume)?) } else { None };
     let unlock = unlocked.as_ref().map(|unlocked| (&unlocked.key, unlocked.slot));
     let work = Work { disk, secret: &secret, unlock, lower, state, scratch: Path::new(SCRATCH) };
     carry_out_step(step, job, &work, &mut progress).map_err(|error| error.to_string())

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::job::{Job, JobId, JobState, Kind, MAX_TEXT, Refused, Requester};
 use crate::keys::recovery::Sealed;
-use crate::keys::{self, Change, Identity, KeyslotId};
+use crate::keys::{self, Change, Identity};
 use crate::overlay::Modes;
 use crate::reset::audit::{Audit, Survey};
 use crate::reset::{KeptPath, Scope, Step};
@@ -110,6 +110,16 @@ pub enum Wanted {
     },
 }
 
+impl Wanted {
+    /// What a job for it does.
+    pub const fn kind(&self) -> Kind {
+        match self {
+            Wanted::Reset { scope, .. } => Kind::Reset { scope: *scope },
+            Wanted::Revert { .. } => Kind::Revert,
+        }
+    }
+}
+
 /// What a caller asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
@@ -145,6 +155,9 @@ pub enum NotTaken {
     /// There is no such job.
     #[error("there is no job {0}")]
     NoSuchJob(JobId),
+    /// The idempotency key was given for something else.
+    #[error("that idempotency key is the one of job {0}, which was asked for something else")]
+    OtherRequest(JobId),
     /// The job's state does not allow it.
     #[error(transparent)]
     Refused(#[from] Refused),
@@ -259,12 +272,19 @@ impl DeviceState {
         self.jobs.last().is_some_and(Job::holds_kept_data)
     }
 
+    /// The job that was made for an idempotency key, if one was. It must have been asked for the same kind of thing.
+    pub fn known(&self, key: Option<&str>, kind: Kind) -> Result<Option<&Job>, NotTaken> {
+        match self.jobs.iter().find(|job| key.is_some() && job.key.as_deref() == key) {
+            Some(job) if job.kind != kind => Err(NotTaken::OtherRequest(job.id)),
+            known => Ok(known),
+        }
+    }
+
     /// Takes a request; `id` names the job if a new one is made.
     pub fn request(&mut self, request: Request, id: JobId, now: Timestamp) -> Result<Taken, NotTaken> {
         check_text("idempotency key", request.key.as_deref())?;
         check_text("label", request.by.label.as_deref())?;
-        let known = |job: &&Job| request.key.is_some() && job.key == request.key;
-        if let Some(job) = self.jobs.iter().find(known) {
+        if let Some(job) = self.known(request.key.as_deref(), request.wanted.kind())? {
             return Ok(Taken::Known(job.id));
         }
         if let Some(job) = self.pending() {
@@ -277,9 +297,10 @@ impl DeviceState {
             Some(due) if due > now => JobState::Queued,
             _ => JobState::WaitingForReboot,
         };
-        let (kind, keep, plan, paths) = match request.wanted {
-            Wanted::Reset { scope, keep, plan } => (Kind::Reset { scope }, keep, plan, Vec::new()),
-            Wanted::Revert { paths } => (Kind::Revert, Vec::new(), None, paths),
+        let kind = request.wanted.kind();
+        let (keep, plan, paths) = match request.wanted {
+            Wanted::Reset { keep, plan, .. } => (keep, plan, Vec::new()),
+            Wanted::Revert { paths } => (Vec::new(), None, paths),
         };
         let Request { by, key, not_before, reboot, .. } = request;
         self.push(Job { keep, paths, plan, not_before, reboot, key, ..Job::new(id, kind, state, by, now) });
@@ -381,9 +402,10 @@ impl DeviceState {
         self.key_change = self.key_change.take().and_then(Change::proven);
     }
 
-    /// Records which slot opened this boot, if that lets a change go on. True if it does.
-    pub fn key_confirmed(&mut self, opened_by: Option<KeyslotId>) -> bool {
-        let is_confirmed = self.key_change.as_ref().is_some_and(|change| change.is_confirmed_by(opened_by));
+    /// Records a boot, if that lets a change go on. True if it does.
+    pub fn key_confirmed(&mut self, boot: Option<&keys::Boot<'_>>) -> bool {
+        let is_confirmed =
+            self.key_change.as_ref().zip(boot).is_some_and(|(change, boot)| change.is_confirmed_by(boot));
         if is_confirmed {
             self.key_change = self.key_change.take().map(Change::confirmed);
         }

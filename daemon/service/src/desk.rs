@@ -11,7 +11,7 @@ use nemos_host::state::StateError;
 use nemos_model::certificate::{Claims, Keeping, PublicKey, certifiable, issue};
 use nemos_model::health::{Finding, findings};
 use nemos_model::image::Image;
-use nemos_model::job::{Job, Requester};
+use nemos_model::job::{Job, Kind, Requester};
 use nemos_model::reset::keep::{self, Kept, Room, Usage};
 use nemos_model::reset::{KeptPath, Plan, Wish};
 use nemos_model::stack::Observed;
@@ -136,12 +136,11 @@ impl Desk {
 
     /// Takes a request, and gives back its job. `plan` is the name of the plan that the caller has seen.
     pub async fn request(&self, wish: Wish, asked: Asked, plan: Option<String>) -> Result<Job, Error> {
-        let known = |job: &&Job| asked.key.is_some() && job.key == asked.key;
-        if let Some(job) = self.state().await?.jobs().iter().find(known) {
-            // It was made for the plan of its time, and what it kept may be gone.
-            return Ok(job.clone());
-        }
         let (id, now, scope) = (self.device.new_job(), self.device.now(), wish.scope);
+        if let Some(job) = self.known(asked.key.as_deref(), Kind::Reset { scope }).await? {
+            // It was made for the plan of its time, and what it kept may be gone.
+            return Ok(job);
+        }
         let seen = self.look(&mut *self.seen.lock().await).await?;
         let (keep, free) = self.measure(wish, seen).await?;
         self.change(|state, seen| {
@@ -165,6 +164,11 @@ impl Desk {
             state.job(taken).cloned().ok_or_else(|| NotTaken::NoSuchJob(taken).into())
         })
         .await
+    }
+
+    /// The job that was made for an idempotency key, if one was.
+    pub async fn known(&self, key: Option<&str>, kind: Kind) -> Result<Option<Job>, Error> {
+        Ok(self.state().await?.known(key, kind)?.cloned())
     }
 
     /// Takes a request to take changes back, and gives back its job.

@@ -17,7 +17,7 @@ use nemos_model::keys::change::Known;
 use nemos_model::keys::forecast::Tried;
 use nemos_model::keys::policy::Step;
 use nemos_model::keys::recovery::Sealed;
-use nemos_model::keys::{DEMO_KEY_COPY, Forecast, KeyslotId, Origin, Policy, Provider, Refused, Slot, forecast};
+use nemos_model::keys::{Boot, DEMO_KEY_COPY, Forecast, KeyslotId, Origin, Policy, Provider, Refused, Slot, forecast};
 use nemos_model::overlay::LOWER_MOUNT;
 use nemos_model::partitions::Partition;
 use nemos_model::stack::Observed;
@@ -63,17 +63,28 @@ pub struct Wanted {
 
 /// Adds a key, and gives its slot.
 pub async fn add(service: &Arc<Service>, wanted: Wanted, by: Requester) -> Result<KeyslotId, Error> {
-    let added = add_at(service, wanted, by, service.desk.now()).await;
-    pursue(service).await;
+    let added = add_at(service, wanted, by, service.desk.now(), None).await;
     foresee(service).await;
     added
 }
 
-async fn add_at(service: &Arc<Service>, wanted: Wanted, by: Requester, at: Timestamp) -> Result<KeyslotId, Error> {
+/// `decided` is what the policy wanted when it was asked: somebody else may have been quicker.
+async fn add_at(
+    service: &Arc<Service>,
+    wanted: Wanted,
+    by: Requester,
+    at: Timestamp,
+    decided: Option<(Policy, Step)>,
+) -> Result<KeyslotId, Error> {
     let Wanted { provider, rotates, unlock, secret } = wanted;
     let new = secret.map_or(NewKey::Tpm2, |secret| NewKey::Secret(provider, secret));
+    let boot = service.desk.boot_id().await?;
     work(service, move |place, known, memory| {
+        if decided.is_some_and(|(policy, step)| policy.next(&known, has_tpm2()) != Some(step)) {
+            return Err(Error::new(ErrorKind::Busy, "the keys were changed by somebody else"));
+        }
         let change = if rotates { known.rotate(provider, by, at) } else { known.enroll(provider, by, at) }?;
+        let change = change.made_in(boot);
         let unlock = unlock.map_or_else(|| at_hand(known.slots), |secret| Ok(Key::Secret(secret)))?;
         place.add(memory, &change, &unlock, &new).map_err(|error| not_changed(&error))?;
         change.new_slot().ok_or_else(|| Error::new(ErrorKind::Failed, "no key slot was added"))
@@ -98,8 +109,10 @@ async fn remove_now(service: &Arc<Service>, slot: KeyslotId, by: Requester) -> R
 
 /// Clears up what was interrupted, and ends what this boot confirms.
 pub async fn settle(service: &Arc<Service>) {
-    let settled = work(service, |place, known, memory| {
-        place.settle(memory, known.opened_by).map_err(|error| not_changed(&error))
+    let boot = service.desk.boot_id().await.ok();
+    let settled = work(service, move |place, known, memory| {
+        let boot = boot.as_deref().zip(known.opened_by).map(|(id, opened_by)| Boot { id, opened_by });
+        place.settle(memory, boot.as_ref()).map_err(|error| not_changed(&error))
     });
     match settled.await {
         Ok(()) => {
@@ -111,7 +124,8 @@ pub async fn settle(service: &Arc<Service>) {
     }
 }
 
-/// Does what the image's policy of keys still wants, as far as it can be done now.
+/// Does what the image's policy of keys still wants, as far as it can be done now. Only when nemosd starts: a recovery key that
+/// somebody has just asked for is not in their hands yet, and the demo key must not go before it is.
 async fn pursue(service: &Arc<Service>) {
     let policy = match policy(Path::new(LOWER_MOUNT)) {
         Ok(policy) => policy,
@@ -139,7 +153,7 @@ async fn take(service: &Arc<Service>, policy: &Policy, step: Step) -> Result<Key
     match step {
         Step::EnrollTpm2 => {
             let wanted = Wanted { provider: Provider::Tpm2, rotates: false, unlock: None, secret: None };
-            add_at(service, wanted, by, service.desk.now()).await
+            add_at(service, wanted, by, service.desk.now(), Some((policy.clone(), step))).await
         }
         Step::SealRecoveryKey => {
             let failed = |error: &dyn std::error::Error| Error::new(ErrorKind::Failed, error.to_string());
@@ -155,7 +169,7 @@ async fn take(service: &Arc<Service>, policy: &Policy, step: Step) -> Result<Key
             };
             service.desk.note(seal).await?;
             let wanted = Wanted { provider: Provider::RecoveryKey, rotates: false, unlock: None, secret: Some(secret) };
-            add_at(service, wanted, by, created).await
+            add_at(service, wanted, by, created, Some((policy.clone(), step))).await
         }
         Step::RemoveDemoKey(slot) => remove_now(service, slot, by).await.map(|()| slot),
     }

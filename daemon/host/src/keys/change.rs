@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use nemos_model::keys::{Change, KeyslotId, Next, Provider, Refused};
+use nemos_model::keys::{Boot, Change, KeyslotId, Next, Provider, Refused};
 use nemos_model::state::DeviceState;
 use thiserror::Error;
 use tracing::{info, warn};
@@ -144,10 +144,10 @@ impl Keys<'_> {
     }
 
     /// Goes on with a change that was interrupted, or that this boot confirms: nothing of it is left but what waits for a boot.
-    pub fn settle(&self, memory: &impl Memory, opened_by: Option<KeyslotId>) -> Result<(), ChangeError> {
+    pub fn settle(&self, memory: &impl Memory, boot: Option<&Boot<'_>>) -> Result<(), ChangeError> {
         let mut found = None;
         memory.change(&mut |state| {
-            state.key_confirmed(opened_by);
+            state.key_confirmed(boot);
             found = state.key_change().cloned();
             Ok(())
         })?;

@@ -12,6 +12,7 @@ use nemos_model::overlay::changes::{Kind, Upper};
 use nemos_model::reset::KeptPath;
 use rustix::fs::syncfs;
 use thiserror::Error;
+use tracing::warn;
 
 use super::changes::{ChangesError, Trees};
 use super::{OverlayError, close, mount_file_system, open_slot};
@@ -34,6 +35,14 @@ pub enum RevertError {
         path: KeptPath,
         /// The folder.
         around: PathBuf,
+    },
+    /// The path leads elsewhere.
+    #[error("{path} leads through the link {link}; name the place that it leads to", path = path.as_str(), link = link.display())]
+    ThroughLink {
+        /// The path.
+        path: KeptPath,
+        /// The link.
+        link: PathBuf,
     },
     /// It cannot be looked at.
     #[error(transparent)]
@@ -71,7 +80,11 @@ impl Trees<'_> {
     fn check_around(&self, path: &KeptPath) -> Result<(), RevertError> {
         let within = Path::new(path.within());
         for around in within.ancestors().skip(1).filter(|around| !around.as_os_str().is_empty()) {
+            let is_link = || self.lower.join(around).symlink_metadata().is_ok_and(|lower| lower.is_symlink());
             let is_seen_through = match self.upper_at(around)? {
+                None if is_link() => {
+                    return Err(RevertError::ThroughLink { path: path.clone(), link: Path::new("/").join(around) });
+                }
                 None => true,
                 Some(Upper::Whiteout) => false,
                 Some(Upper::There { seen, opaque, redirect, .. }) => {
@@ -116,15 +129,28 @@ pub fn take_away(volume: &Path, lower: &Path, paths: &[KeptPath]) -> Result<(), 
     }
     empty(&trash)?;
     fs::create_dir(&trash).map_err(io_error(&trash))?;
+    let mut moved = Vec::new();
     for (number, path) in paths.iter().enumerate() {
-        let from = upper.join(path.within());
-        match fs::rename(&from, trash.join(number.to_string())) {
+        let (from, to) = (upper.join(path.within()), trash.join(number.to_string()));
+        match fs::rename(&from, &to) {
+            Ok(()) => moved.push((from, to)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            renamed => renamed.map_err(io_error(&from))?,
+            Err(error) => {
+                // All of it or nothing.
+                for (from, to) in moved.iter().rev() {
+                    fs::rename(to, from).map_err(io_error(from))?;
+                }
+                return Err(io_error(&from)(error));
+            }
         }
     }
-    empty(&trash)?;
-    File::open(volume).and_then(|folder| Ok(syncfs(folder)?)).map_err(io_error(volume))
+    let through = || File::open(volume).and_then(|folder| Ok(syncfs(folder)?)).map_err(io_error(volume));
+    through()?;
+    // It has happened: what cannot be deleted now is deleted with what is taken back next.
+    if let Err(error) = empty(&trash) {
+        warn!("what was taken back takes up room still: {error}");
+    }
+    through()
 }
 
 fn empty(trash: &Path) -> Result<(), RevertError> {

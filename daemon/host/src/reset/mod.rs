@@ -12,11 +12,12 @@ use nemos_model::reset::audit::Audit;
 use nemos_model::reset::{Scope, Step};
 use nemos_model::state::Outcome;
 use thiserror::Error;
+use tracing::warn;
 
 use crate::command::CommandError;
 use crate::keys::{BACKUP, Key, Secret, destroy_backup};
 use crate::mkfs;
-use crate::overlay::revert::{RevertError, revert};
+use crate::overlay::revert::revert;
 use crate::overlay::{self, OverlayError};
 use crate::partitions::{Disk, DiskError};
 
@@ -71,9 +72,9 @@ pub enum StepError {
         /// Why not.
         source: io::Error,
     },
-    /// Changes cannot be taken back.
-    #[error(transparent)]
-    Revert(#[from] RevertError),
+    /// Changes cannot be taken back. Everybody sees this of a job, and paths on the overlay are not for everybody.
+    #[error("a change cannot be taken back; `journalctl --boot` says which, and why")]
+    Revert,
     /// Nothing is there to open the volume with.
     #[error("nothing opens the overlay's volume")]
     NoKey,
@@ -137,7 +138,11 @@ pub fn carry_out(
         Step::Audit => return audit(job, work),
         Step::Revert => {
             let unlock = work.unlock.ok_or(StepError::NoKey)?;
-            revert(&place(Partition::Root)?, unlock, work.lower, &job.paths, scratch)?;
+            let reverted = revert(&place(Partition::Root)?, unlock, work.lower, &job.paths, scratch);
+            reverted.map_err(|error| {
+                warn!("{error}");
+                StepError::Revert
+            })?;
         }
     }
     if let Some(partition) = step.erases() {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!     enroll, rotate --> adding --proven--> enroll: done
-//!                          |                rotate: unconfirmed --a boot did not need the old slot--> removing --> done
+//!                          |                rotate: unconfirmed --a later boot did not need the old slot--> removing --> done
 //!              interrupted |
 //!                          v
 //!                 the new slot goes: nobody was told that it is there
@@ -46,7 +46,7 @@ pub enum Verb {
     Rotate {
         /// The new one.
         new: KeyslotId,
-        /// The one that goes when the new one has opened a boot.
+        /// The one that goes when a boot did not need it.
         old: KeyslotId,
     },
     /// A slot less.
@@ -70,6 +70,18 @@ pub struct Change {
     pub by: Requester,
     /// When.
     pub at: Timestamp,
+    /// In which boot, by the kernel's name for it: a boot that was opened before the change tells nothing of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made_in: Option<String>,
+}
+
+/// A boot whose volume was opened.
+#[derive(Debug, Clone, Copy)]
+pub struct Boot<'a> {
+    /// The kernel's name for it.
+    pub id: &'a str,
+    /// By which key slot.
+    pub opened_by: KeyslotId,
 }
 
 /// What has to be done for a change that somebody finds.
@@ -104,7 +116,7 @@ pub enum Refused {
     Full,
     /// Another change has not ended.
     #[error(
-        "a key is being rotated, and the next boot that is opened by key slot {0} ends that; reboot, or remove one of the two slots"
+        "a key is being rotated, and the next boot that is opened without the old one ends that; reboot, or remove one of the two slots (the new one is {0})"
     )]
     Unconfirmed(KeyslotId),
     /// Another change has not ended.
@@ -148,14 +160,14 @@ impl Known<'_> {
     /// Begins with a slot more.
     pub fn enroll(&self, provider: Provider, by: Requester, at: Timestamp) -> Result<Change, Refused> {
         let (provider, new) = (provider.of_a_caller()?, self.free()?);
-        Ok(Change { verb: Verb::Enroll { new }, provider: Some(provider), stage: Stage::Adding, by, at })
+        Ok(Change { verb: Verb::Enroll { new }, provider: Some(provider), stage: Stage::Adding, by, at, made_in: None })
     }
 
     /// Begins with a slot in place of the one of that provider.
     pub fn rotate(&self, provider: Provider, by: Requester, at: Timestamp) -> Result<Change, Refused> {
         let (provider, old) = (provider.of_a_caller()?, self.only_one_of(provider)?);
         let verb = Verb::Rotate { new: self.free()?, old };
-        Ok(Change { verb, provider: Some(provider), stage: Stage::Adding, by, at })
+        Ok(Change { verb, provider: Some(provider), stage: Stage::Adding, by, at, made_in: None })
     }
 
     /// Begins with a slot less.
@@ -164,7 +176,7 @@ impl Known<'_> {
         if !self.slots.iter().any(|slot| slot.id != old && self.is_way_in(slot)) {
             return Err(Refused::LastKey(old));
         }
-        Ok(Change { verb: Verb::Remove { old }, provider, stage: Stage::Removing, by, at })
+        Ok(Change { verb: Verb::Remove { old }, provider, stage: Stage::Removing, by, at, made_in: None })
     }
 }
 
@@ -201,12 +213,19 @@ impl Change {
         Change { stage: Stage::Removing, ..self }
     }
 
-    /// Whether this boot, which was opened by that slot, confirms it: it was the new one, or, of keys that somebody has to
-    /// type, another than the old one. A recovery key that nobody needs opens no boot, and the one before it goes all the same.
-    pub fn is_confirmed_by(&self, opened_by: Option<KeyslotId>) -> bool {
+    /// The same, made in the boot of that name.
+    #[must_use]
+    pub fn made_in(self, boot: String) -> Change {
+        Change { made_in: Some(boot), ..self }
+    }
+
+    /// Whether a boot confirms it: a later one, opened by the new slot, or, of keys that somebody has to type, by another than
+    /// the old one. A recovery key that nobody needs opens no boot, and the one before it goes all the same.
+    pub fn is_confirmed_by(&self, boot: &Boot<'_>) -> bool {
         let is_typed = self.provider.is_some_and(Provider::needs_somebody);
+        let opened_by = Some(boot.opened_by);
         let did_without = opened_by == self.new_slot() || is_typed && opened_by != self.old_slot();
-        self.stage == Stage::Unconfirmed && opened_by.is_some() && did_without
+        self.stage == Stage::Unconfirmed && self.made_in.as_deref() != Some(boot.id) && did_without
     }
 
     /// What has to be done by whoever finds it.
@@ -248,6 +267,10 @@ mod tests {
         Slot { id: id(number), origin: provider.map_or(Origin::Unrecorded, record) }
     }
 
+    fn boot(opened_by: u32) -> Boot<'static> {
+        Boot { id: "later", opened_by: id(opened_by) }
+    }
+
     fn known(slots: &[Slot], opened_by: u32) -> Known<'_> {
         Known { slots, opened_by: Some(id(opened_by)) }
     }
@@ -262,8 +285,12 @@ mod tests {
         assert_eq!(change.next(), Next::Destroy(id(1)), "interrupted, nothing has changed");
         let change = change.proven().unwrap();
         assert_eq!(change.next(), Next::Wait);
-        assert!(!change.is_confirmed_by(Some(id(0))) && !change.is_confirmed_by(None));
-        assert!(change.is_confirmed_by(Some(id(1))));
+        assert!(!change.is_confirmed_by(&boot(0)));
+        assert!(change.is_confirmed_by(&boot(1)));
+        assert!(
+            !change.clone().made_in("later".into()).is_confirmed_by(&boot(1)),
+            "it began before the change was made"
+        );
         assert_eq!(change.confirmed().next(), Next::Destroy(id(3)));
     }
 
@@ -272,9 +299,9 @@ mod tests {
         let slots = [slot(0, Some(Provider::Tpm2)), slot(3, Some(Provider::RecoveryKey))];
         let rotate = |provider| known(&slots, 0).rotate(provider, Requester::image(), AT).unwrap().proven().unwrap();
         let change = rotate(Provider::RecoveryKey);
-        assert!(change.is_confirmed_by(Some(id(0))), "the TPM opened the boot");
-        assert!(!change.is_confirmed_by(Some(id(3))), "the old one opened it");
-        assert!(!rotate(Provider::Tpm2).is_confirmed_by(Some(id(3))), "the new one should have opened it");
+        assert!(change.is_confirmed_by(&boot(0)), "the TPM opened the boot");
+        assert!(!change.is_confirmed_by(&boot(3)), "the old one opened it");
+        assert!(!rotate(Provider::Tpm2).is_confirmed_by(&boot(3)), "the new one should have opened it");
     }
 
     #[test]
@@ -333,8 +360,9 @@ mod tests {
                     let Some(left) = change.proven() else { return Ok(()) };
                     change = left;
                     let opened_by = there[boots_by % there.len()].id;
-                    prop_assert!(change.is_confirmed_by(Some(new)));
-                    if change.is_confirmed_by(Some(opened_by)) {
+                    let by_new = Boot { id: "later", opened_by: new };
+                    prop_assert!(change.is_confirmed_by(&by_new));
+                    if change.is_confirmed_by(&Boot { id: "later", opened_by }) {
                         change = change.confirmed();
                     }
                 }

@@ -7,7 +7,7 @@ pub mod policy;
 pub mod recovery;
 pub mod slot;
 
-pub use change::{Change, Next, Refused, Stage, Verb};
+pub use change::{Boot, Change, Next, Refused, Stage, Verb};
 pub use forecast::{Forecast, forecast};
 pub use identity::{Identity, KeyDigest};
 pub use policy::Policy;

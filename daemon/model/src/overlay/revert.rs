@@ -4,6 +4,7 @@ use std::path::Path;
 
 use thiserror::Error;
 
+use crate::overlay::changes::from_text;
 use crate::partitions::Partition;
 use crate::reset::KeptPath;
 use crate::reset::keep::{BadKeep, MAX_PATHS, NEVER_RESET, is_at_or_below};
@@ -37,7 +38,14 @@ pub fn decide(texts: &[String]) -> Result<Vec<KeptPath>, BadRevert> {
 }
 
 fn read(text: &str) -> Result<KeptPath, BadRevert> {
-    let path: KeptPath = text.parse().map_err(|error| match error {
+    let invalid = |reason| BadRevert::Path {
+        path: text.chars().filter(|letter| !letter.is_control()).take(80).collect(),
+        reason,
+    };
+    // Written as changes are told.
+    let path = from_text(text).map_err(|_| invalid("it is not an absolute path without `.` and `..`"))?;
+    let path = path.to_str().ok_or_else(|| invalid("it is not UTF-8; name the folder that it is in"))?;
+    let path: KeptPath = format!("/{path}").parse().map_err(|error| match error {
         BadKeep::Path { path, reason } => BadRevert::Path { path, reason },
         // A path alone is refused for nothing else.
         other => BadRevert::Path { path: other.to_string(), reason: "it is no path" },

@@ -10,7 +10,7 @@ use nemos_api::overlay::{ChangeRecord, ModeOptions, RevertOptions, WantedChanges
 use nemos_api::{Error, ErrorKind, action};
 use nemos_host::overlay::changes::Trees;
 use nemos_host::overlay::revert::RevertError;
-use nemos_model::job::{Job, JobState};
+use nemos_model::job::{Job, JobState, Kind};
 use nemos_model::overlay::revert::decide;
 use nemos_model::overlay::{LOWER_MOUNT, Mode, UPPER_FOLDER, UPPER_MOUNT};
 use nemos_model::reset::KeptPath;
@@ -52,7 +52,7 @@ impl Overlay {
         checked.map_err(|error| {
             let kind = match error {
                 RevertError::Unchanged(_) => ErrorKind::NotFound,
-                RevertError::Around { .. } => ErrorKind::InvalidArgument,
+                RevertError::Around { .. } | RevertError::ThroughLink { .. } => ErrorKind::InvalidArgument,
                 _ => ErrorKind::Failed,
             };
             Error::new(kind, error.to_string())
@@ -161,6 +161,10 @@ impl Overlay {
             let options = RevertOptions::parse(options)?;
             caller.label.clone_from(&options.label);
             let reboot = options.reboot.unwrap_or_default();
+            // What it took back is no change any more.
+            if let Some(job) = self.service.desk.known(options.key.as_deref(), Kind::Revert).await? {
+                return Ok((job, reboot));
+            }
             let paths = self.revertible(&paths).await?;
             let asked = Asked { by: caller.clone(), key: options.key, not_before: None, reboot };
             Ok((self.service.desk.revert(paths, asked).await?, reboot))

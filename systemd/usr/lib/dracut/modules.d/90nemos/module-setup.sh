@@ -65,7 +65,7 @@ install() {
 
     # systemd stops what the next target does not need, and these mounts carry the running system.
     local unit
-    for unit in run-nemos-root run-nemos-overlay; do
+    for unit in run-nemos-root run-nemos-overlay run-nemos-saved; do
         inst_simple "$moddir/keep-mounted.conf" "$systemdsystemunitdir/$unit.mount.d/keep-mounted.conf"
     done
 
