@@ -29,7 +29,7 @@ const ROTATIONS: u32 = 30;
 fn main() -> ExitCode {
     nemos_rig::main(nemos_rig::tests![
         a_key_that_was_added_opens_the_volume_and_one_that_was_removed_does_not,
-        a_rotation_ends_when_a_boot_was_opened_by_the_new_key,
+        a_rotation_ends_when_a_boot_did_not_need_the_old_key,
         what_cannot_be_is_refused_and_changes_nothing,
         tokens_of_others_stay_as_they_are,
         an_interruption_between_any_two_steps_leaves_a_way_in,
@@ -172,14 +172,14 @@ fn a_key_that_was_added_opens_the_volume_and_one_that_was_removed_does_not() {
     assert!(!metadata.contains("demo-key"), "{metadata}");
 }
 
-fn a_rotation_ends_when_a_boot_was_opened_by_the_new_key() {
+fn a_rotation_ends_when_a_boot_did_not_need_the_old_key() {
     let disk = provisioned().disk();
     let (device, old, new) = (Device::on(&disk), key(), key());
-    device.adds(false, &demo(), &old, &Notes::of(&device)).unwrap();
-    let slot = device.adds(true, &old, &new, &Notes::of(&device)).unwrap();
-    assert!(device.starts(Some(id(0))).is_some(), "a boot by the demo key says nothing of the new one");
+    let needed = device.adds(false, &demo(), &old, &Notes::of(&device)).unwrap();
+    device.adds(true, &old, &new, &Notes::of(&device)).unwrap();
+    assert!(device.starts(Some(needed)).is_some(), "this boot was opened by the old one");
     assert!(device.is_opened_by(&old) && device.is_opened_by(&new));
-    assert_eq!(device.starts(Some(slot)), None);
+    assert_eq!(device.starts(Some(id(0))), None);
     assert!(!device.is_opened_by(&old) && device.is_opened_by(&new) && device.is_opened_by(&demo()));
 }
 
