@@ -81,8 +81,7 @@ fn main() -> ExitCode {
         reset::a_plan_changes_nothing_and_holds_only_while_it_is_true,
         reset::what_cannot_be_kept_is_refused_in_a_sentence,
         reset::a_reset_for_later_can_be_taken_back_and_there_is_one_at_a_time,
-        reset::systemds_own_ways_end_in_the_same_reset,
-        reset::a_reset_that_cannot_be_finished_leaves_the_device_up_and_can_be_tried_again,
+        reset::systemds_factory_reset_target_ends_in_the_same_reset,
         overlay::what_was_changed_is_told_and_what_was_not_is_not,
         overlay::what_is_taken_back_is_as_the_image_has_it_after_the_next_boot,
         overlay::a_read_only_device_is_whole_and_takes_changes_only_where_it_must,
@@ -108,8 +107,11 @@ fn main() -> ExitCode {
         builder::a_dead_mirror_leaves_nothing_behind,
         builder::a_full_folder_is_told_and_left_as_it_was,
     ];
+    // Each of these has its like on the device rig, in every run.
     let slow = cases![
         integrity::a_healthy_device_is_silent_through_ten_boots_and_a_power_cut,
+        reset::the_command_line_ends_in_the_same_reset,
+        reset::a_reset_that_cannot_be_finished_leaves_the_device_up_and_can_be_tried_again,
         overlay::a_mode_ends_when_it_should_and_the_changes_have_waited,
         power::a_first_boot_that_loses_its_power_is_finished_at_the_next_boot,
         certificate::the_key_outlives_two_resets_and_tells_them_apart,

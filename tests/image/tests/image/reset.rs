@@ -143,13 +143,17 @@ pub fn a_reset_for_later_can_be_taken_back_and_there_is_one_at_a_time() -> Case 
     Ok(())
 }
 
-pub fn systemds_own_ways_end_in_the_same_reset() -> Case {
+pub fn systemds_factory_reset_target_ends_in_the_same_reset() -> Case {
     let mut device = Device::running()?;
     let before = use_it(&mut device)?;
     device.reboots_by("systemctl start factory-reset.target")?;
     is_as_shipped(&mut device, &before)?;
     assert_eq!(last_reset(&mut device)?["RequestedBy"]["label"], "factory-reset.target");
+    Ok(())
+}
 
+pub fn the_command_line_ends_in_the_same_reset() -> Case {
+    let mut device = Device::running()?;
     let before = use_it(&mut device)?;
     let mut device = device.powers_off()?.boots_with("systemd.factory_reset=1")?;
     is_as_shipped(&mut device, &before)?;
