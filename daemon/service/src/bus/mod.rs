@@ -2,12 +2,16 @@
 
 use std::sync::Arc;
 
+use nemos_api::job::path;
 use nemos_api::{Error, PATH};
 use nemos_model::JobId;
 use nemos_model::health::Finding;
+use nemos_model::job::{Job, JobState};
 use tokio::sync::mpsc::UnboundedSender;
 use zbus::connection::Builder;
 use zbus::fdo::ObjectManager;
+use zbus::object_server::ResponseDispatchNotifier;
+use zbus::{ObjectServer, OwnedObjectPath};
 
 use crate::authorization::Gate;
 use crate::desk::Desk;
@@ -44,6 +48,21 @@ impl Service {
         findings.extend(self.integrity.view().findings(seen.report.as_ref(), self.desk.now()));
         findings.extend(self.keys.finding());
         Ok(findings)
+    }
+
+    /// Answers with a job, and then reboots for it, if that is wished and the job is due.
+    async fn answer(
+        self: &Arc<Self>,
+        objects: &ObjectServer,
+        job: &Job,
+        reboot: bool,
+    ) -> Result<ResponseDispatchNotifier<OwnedObjectPath>, Error> {
+        job::serve(objects, self, job.id).await?;
+        let (reply, sent) = ResponseDispatchNotifier::new(path(job.id));
+        if reboot && job.state == JobState::WaitingForReboot {
+            self.reboot_after(sent, job.id);
+        }
+        Ok(reply)
     }
 
     /// Reboots for a job once the reply to its caller was sent.

@@ -4,13 +4,12 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
-use nemos_api::job::path;
 use nemos_api::options::Dictionary;
 use nemos_api::overlay::{ChangeRecord, ModeOptions, RevertOptions, WantedChanges};
 use nemos_api::{Error, ErrorKind, action};
 use nemos_host::overlay::changes::Trees;
 use nemos_host::overlay::revert::RevertError;
-use nemos_model::job::{Job, JobState, Kind};
+use nemos_model::job::{Job, Kind};
 use nemos_model::overlay::revert::decide;
 use nemos_model::overlay::{LOWER_MOUNT, Mode, UPPER_FOLDER, UPPER_MOUNT};
 use nemos_model::reset::KeptPath;
@@ -20,7 +19,7 @@ use zbus::message::Header;
 use zbus::object_server::ResponseDispatchNotifier;
 use zbus::{ObjectServer, OwnedObjectPath, interface};
 
-use crate::bus::{Service, job};
+use crate::bus::Service;
 use crate::desk::Asked;
 use crate::journal;
 
@@ -172,12 +171,7 @@ impl Overlay {
         let taken: Result<(Job, bool), Error> = taken.await;
         journal::request(action, &caller, taken.as_ref().map(|(job, _)| job.id));
         let (taken, reboot) = taken?;
-        job::serve(objects, &self.service, taken.id).await?;
-        let (reply, sent) = ResponseDispatchNotifier::new(path(taken.id));
-        if reboot && taken.state == JobState::WaitingForReboot {
-            self.service.reboot_after(sent, taken.id);
-        }
-        Ok(reply)
+        self.service.answer(objects, &taken, reboot).await
     }
 
     /// Names of files are not for everybody.

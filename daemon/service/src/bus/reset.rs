@@ -7,13 +7,13 @@ use nemos_api::job::{JobRecord, path};
 use nemos_api::options::{Dictionary, Options};
 use nemos_api::reset::{PlanOptions, PlanRecord, RequestOptions};
 use nemos_api::{Error, action};
-use nemos_model::job::{Job, JobState, Kind, Requester};
+use nemos_model::job::{Job, Kind, Requester};
 use nemos_model::reset::Scope;
 use zbus::message::Header;
 use zbus::object_server::ResponseDispatchNotifier;
 use zbus::{ObjectPath, ObjectServer, OwnedObjectPath, interface};
 
-use crate::bus::{Service, job};
+use crate::bus::Service;
 use crate::desk::Asked;
 use crate::journal;
 
@@ -87,12 +87,7 @@ impl Reset {
         let taken = self.take(&call, &mut caller, scope, options).await;
         journal::request(action, &caller, taken.as_ref().map(|(job, _)| job.id));
         let (taken, reboot) = taken?;
-        job::serve(objects, &self.service, taken.id).await?;
-        let (reply, sent) = ResponseDispatchNotifier::new(path(taken.id));
-        if reboot && taken.state == JobState::WaitingForReboot {
-            self.service.reboot_after(sent, taken.id);
-        }
-        Ok(reply)
+        self.service.answer(objects, &taken, reboot).await
     }
 
     #[zbus(out_args("certificate"))]
