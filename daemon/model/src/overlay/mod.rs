@@ -1,9 +1,11 @@
 //! The overlay on the read-only root: its names and what it consists of.
 
 pub mod changes;
+pub mod configuration;
 pub mod mode;
 pub mod revert;
 
+pub use configuration::ConfigurationName;
 pub use mode::{Mode, Modes};
 
 /// dm-crypt mapping of the overlay's volume.
