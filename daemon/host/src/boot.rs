@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use nemos_model::boot::{BootReport, REPORT_VERSION};
+use nemos_model::image::{Image, OS_RELEASE};
 use thiserror::Error;
 
 /// A report that cannot be written or read.
@@ -26,6 +27,11 @@ pub enum ReportError {
         /// What is wrong.
         reason: String,
     },
+}
+
+/// The image whose root is mounted there, as far as it says.
+pub fn image(lower: &Path) -> Image {
+    Image::parse(&fs::read_to_string(lower.join(OS_RELEASE)).unwrap_or_default())
 }
 
 /// Writes the report. It is in memory: there is nothing to make durable.

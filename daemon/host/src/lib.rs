@@ -6,6 +6,7 @@
 pub mod boot;
 pub mod certificate;
 pub mod command;
+mod copy;
 mod cryptsetup;
 pub mod fsck;
 pub mod integrity;

@@ -12,6 +12,7 @@ use nemos_host::fsck;
 use nemos_host::integrity::verity::{Verity, VerityError, read_through, signature};
 use nemos_host::keys::read_key_file;
 use nemos_host::mounts::{Mount, MountError, unmount};
+use nemos_host::overlay::trial as overlay_trial;
 use nemos_host::partitions::{Disk, DiskError};
 use nemos_host::state::Store;
 use nemos_model::boot::{BadCommandLine, BootReport, CommandLine, REPORT_FILE, REPORT_VERSION, Reason};
@@ -19,7 +20,7 @@ use nemos_model::integrity::{
     PRELOADED_MAPPING, PRELOADED_SIGNATURE, Protection, ROOT_SIGNATURE, RootHash, VERITY_MAPPING,
 };
 use nemos_model::keys::{DEMO_KEY_COPY, DEMO_KEY_FILE};
-use nemos_model::overlay::LOWER_MOUNT;
+use nemos_model::overlay::{LOWER_MOUNT, Trial};
 use nemos_model::partitions::Partition;
 use thiserror::Error;
 use tracing::{error, info, warn};
@@ -80,7 +81,7 @@ pub fn boot() -> Result<(), Refused> {
     let sysroot = Path::new(SYSROOT);
     let mut mounts = Mounts { disk: &disk, preloaded_hash, repaired: BTreeSet::new() };
     let done = with_state(&mut mounts, |store, state| {
-        let place = Place { disk: &disk, lower, state };
+        let place = Place { disk: &disk, lower, root_hash, state };
         reset::carry_out(store, &place, factory_reset)
     });
     let opened = overlay::open(&disk, done.volume, done.mode, lower, sysroot)?;
@@ -105,14 +106,30 @@ pub fn boot() -> Result<(), Refused> {
         provider,
         keyslot,
         job: done.job,
+        went_back: done.went_back,
         headers,
         repaired,
         degraded,
     };
     write_report(Path::new(REPORT_FILE), &report)?;
     leave_demo_key();
+    if let Some(trial) = done.trial {
+        begin_trial(&trial);
+    }
     info!("the root is ready, its overlay is {mode}");
     Ok(())
+}
+
+/// If the timer cannot be set, the next boot goes back all the same, whatever brings it.
+fn begin_trial(trial: &Trial) {
+    let Trial { tried, within, .. } = trial;
+    info!(
+        "{tried} is on trial: without `nemosctl overlay confirm`, this boot ends {} s after it began",
+        u32::from(*within)
+    );
+    if let Err(error) = overlay_trial::begin(*within) {
+        error!("nothing ends this boot by itself: {error}");
+    }
 }
 
 /// The daemon can add a key only with one that is there, and everybody who has the image has this one.

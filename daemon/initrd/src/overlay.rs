@@ -146,7 +146,7 @@ fn open_volume(disk: &Disk, expected: Option<Volume>, mode: Mode) -> Result<(Uui
     let unlocked = unlock(&partition).map_err(damaged)?;
     host::open_slot(&partition, &unlocked.key, unlocked.slot).map_err(|error| damaged(error.to_string()))?;
     let (place, mounted) = match mode {
-        Mode::Persistent => (UPPER_MOUNT, host::mount_file_system(Path::new(UPPER_MOUNT))),
+        Mode::Persistent => (UPPER_MOUNT, mount_to_change(Path::new(UPPER_MOUNT))),
         Mode::Volatile | Mode::ReadOnly => (SAVED_MOUNT, host::mount_saved(Path::new(SAVED_MOUNT))),
     };
     mounted.map_err(|error| {
@@ -154,6 +154,15 @@ fn open_volume(disk: &Disk, expected: Option<Volume>, mode: Mode) -> Result<(Uui
         damaged(error.to_string())
     })?;
     Ok((found.uuid, unlocked))
+}
+
+/// nemosd works on what is saved in it, and finds the place for that there.
+fn mount_to_change(target: &Path) -> Result<(), OverlayError> {
+    host::mount_file_system(target)?;
+    if let Err(error) = host::configuration::prepare(target) {
+        warn!("no configuration can be brought to this device: {error}");
+    }
+    Ok(())
 }
 
 /// Undoes what was opened, so that memory can take its place.

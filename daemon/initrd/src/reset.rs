@@ -12,9 +12,10 @@ use nemos_host::state::{StateError, Store};
 use nemos_host::time::now;
 use nemos_model::JobId;
 use nemos_model::boot::Reason;
-use nemos_model::job::Job;
+use nemos_model::integrity::RootHash;
+use nemos_model::job::{Job, JobState, Kind};
 use nemos_model::keys::DEMO_KEY_FILE;
-use nemos_model::overlay::Mode;
+use nemos_model::overlay::{Mode, Trial, Tried};
 use nemos_model::partitions::Partition;
 use nemos_model::reset::Step;
 use nemos_model::state::{AtBoot, DeviceState, NotTaken, Outcome, Volume};
@@ -36,6 +37,10 @@ pub struct Done {
     pub volume: Option<Volume>,
     /// Where changes to the root are to go.
     pub mode: Mode,
+    /// What nobody has confirmed, and this boot went back from.
+    pub went_back: Option<Tried>,
+    /// What this boot has to be confirmed for.
+    pub trial: Option<Trial>,
     /// What went wrong.
     pub degraded: Vec<Reason>,
 }
@@ -43,7 +48,7 @@ pub struct Done {
 impl Done {
     /// Nothing was done, for this reason.
     pub fn nothing(reason: Reason) -> Self {
-        Done { job: None, volume: None, mode: Mode::Persistent, degraded: vec![reason] }
+        Done { job: None, volume: None, mode: Mode::Persistent, went_back: None, trial: None, degraded: vec![reason] }
     }
 }
 
@@ -62,6 +67,8 @@ pub struct Place<'a> {
     pub disk: &'a Disk,
     /// Where the read-only root is mounted.
     pub lower: &'a Path,
+    /// Its root hash.
+    pub root_hash: RootHash,
     /// Where `p.lxstate` is mounted.
     pub state: &'a Path,
 }
@@ -75,6 +82,7 @@ pub fn carry_out(store: &Store, place: &Place<'_>, command_line_asks: bool) -> D
         Err(error) => return Done::nothing(Reason::StateUnreadable { error: error.to_string() }),
     };
     let mut job = None;
+    let tried = state.trial().filter(|trial| trial.running).map(|trial| trial.tried.clone());
     let failed = begin(store, &mut state, command_line_asks).and_then(|begun| {
         drop_unneeded_stage(place, &state);
         match begun {
@@ -90,21 +98,32 @@ pub fn carry_out(store: &Store, place: &Place<'_>, command_line_asks: bool) -> D
         }
     });
     let reason = failed.unwrap_or_else(|error| Some(Reason::StateUnreadable { error: error.to_string() }));
-    let mode = mode_of_this_boot(store, &mut state);
-    Done { job, volume: Some(state.volume), mode, degraded: reason.into_iter().collect() }
+    let went_back = |job: &Job| job.kind == Kind::GoBack && job.state == JobState::Done;
+    let left = tried.filter(|_| job.and_then(|id| state.job(id)).is_some_and(went_back));
+    let (mode, left_mode) = mode_of_this_boot(store, &mut state);
+    Done {
+        job,
+        volume: Some(state.volume),
+        mode,
+        went_back: left.or(left_mode),
+        trial: state.trial().filter(|trial| trial.running).cloned(),
+        degraded: reason.into_iter().collect(),
+    }
 }
 
-/// What was asked for this boot alone is forgotten before it takes effect: it must not last because of a power cut.
-fn mode_of_this_boot(store: &Store, state: &mut DeviceState) -> Mode {
-    let before = state.modes;
-    let mode = state.modes.begin();
-    if state.modes != before
+/// The mode of this boot, and the one that it goes back from. What was asked for this boot alone is forgotten before it takes
+/// effect, and so is what nobody has confirmed: it must not last because of a power cut.
+fn mode_of_this_boot(store: &Store, state: &mut DeviceState) -> (Mode, Option<Tried>) {
+    let before = state.clone();
+    let (mode, left) = state.begin_mode();
+    if *state != before
         && let Err(error) = store.write(state)
     {
-        warn!("mode {mode} was asked for this boot alone, and is not taken, for it would last: {error}");
-        return state.modes.then();
+        warn!("mode {mode} was asked for to end with this boot, and is not taken, for it would last: {error}");
+        *state = before;
+        return (state.lasting_mode(), left);
     }
-    mode
+    (mode, left)
 }
 
 fn begin(store: &Store, state: &mut DeviceState, command_line_asks: bool) -> Result<AtBoot, Interrupted> {
@@ -174,11 +193,10 @@ fn one_step(step: Step, job: &Job, place: &Place<'_>, volume: Volume) -> Result<
             info!("{step}: {} of {} MiB", bytes >> 20, all >> 20);
         }
     };
-    let Place { disk, lower, state } = *place;
-    // These work on the volume that there is, which may have other keys than one that is made.
-    let opens_old = matches!(step, Step::StageKept | Step::Revert);
-    let unlocked = if opens_old { Some(unlock_old(disk, volume)?) } else { None };
+    let Place { disk, lower, root_hash, state } = *place;
+    // The volume that there is may have other keys than one that is made.
+    let unlocked = if step.opens_volume() { Some(unlock_old(disk, volume)?) } else { None };
     let unlock = unlocked.as_ref().map(|unlocked| (&unlocked.key, unlocked.slot));
-    let work = Work { disk, secret: &secret, unlock, lower, state, scratch: Path::new(SCRATCH) };
+    let work = Work { disk, secret: &secret, unlock, lower, root_hash, state, scratch: Path::new(SCRATCH) };
     carry_out_step(step, job, &work, &mut progress).map_err(|error| error.to_string())
 }

@@ -10,7 +10,7 @@ use crate::integrity::protection::{InvalidProtection, PROTECTION_OPTION};
 use crate::integrity::{Protection, RootHash};
 use crate::job::JobId;
 use crate::keys::{KeyslotId, Provider};
-use crate::overlay::Mode;
+use crate::overlay::{Mode, Tried};
 use crate::partitions::Partition;
 use crate::reset::Step;
 
@@ -200,6 +200,8 @@ pub struct BootReport {
     pub keyslot: Option<KeyslotId>,
     /// The job that this boot carried out, or tried to.
     pub job: Option<JobId>,
+    /// What nobody had confirmed, and this boot went back from.
+    pub went_back: Option<Tried>,
     /// Copies of the header of the overlay's volume that were damaged when it was opened.
     pub headers: Vec<DamagedHeader>,
     /// File systems that could be mounted only after a repair.

@@ -104,6 +104,11 @@ pub fn findings(seen: &Observed, last: Result<Option<&Job>, &str>) -> Vec<Findin
     if seen.demo_key_opens() {
         findings.push(warning(DEMO_KEY.into()));
     }
+    if let Some(tried) = seen.report.as_ref().and_then(|report| report.went_back.as_ref()) {
+        findings.push(warning(format!(
+            "this boot went back from {tried}: nobody had confirmed it (`nemosctl overlay confirm`)"
+        )));
+    }
     if seen.recovery_key_was_used() {
         findings.push(warning(USED_RECOVERY_KEY.into()));
     }
@@ -154,6 +159,7 @@ mod tests {
                 provider: None,
                 keyslot: None,
                 job: None,
+                went_back: None,
                 headers: Vec::new(),
                 repaired: Vec::new(),
                 degraded: Vec::new(),

@@ -27,6 +27,7 @@ use thiserror::Error;
 use uuid::Uuid;
 
 use crate::Timestamp;
+use crate::overlay::{ConfigurationName, Within};
 use crate::partitions::Partition;
 use crate::reset::audit::{Audit, Survey};
 use crate::reset::{Grade, KeptPath, Scope, Step, grades};
@@ -111,6 +112,12 @@ pub enum Kind {
     },
     /// Some paths of the root back to what the image has.
     Revert,
+    /// The changes to the root are saved under a name.
+    Save,
+    /// Saved changes take the place of those that there are.
+    Apply,
+    /// The changes that there were before that, since nobody confirmed it.
+    GoBack,
 }
 
 impl fmt::Display for Kind {
@@ -120,6 +127,9 @@ impl fmt::Display for Kind {
             Kind::TakeOver => f.write_str("take-over"),
             Kind::Reset { scope } => write!(f, "reset-{scope}"),
             Kind::Revert => f.write_str("revert"),
+            Kind::Save => f.write_str("save"),
+            Kind::Apply => f.write_str("apply"),
+            Kind::GoBack => f.write_str("go-back"),
         }
     }
 }
@@ -216,6 +226,18 @@ pub struct Job {
     /// What a revert takes back.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub paths: Vec<KeptPath>,
+    /// The configuration that is saved, applied, or gone back to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub configuration: Option<ConfigurationName>,
+    /// Whether what is saved takes the place of what has the name.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub replace: bool,
+    /// The time within which what is applied has to be confirmed, if it has to be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub within: Option<Within>,
+    /// The job whose work is taken back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub applied: Option<JobId>,
     /// Name of the plan that it was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<Uuid>,
@@ -296,6 +318,10 @@ impl Job {
             state,
             keep: Vec::new(),
             paths: Vec::new(),
+            configuration: None,
+            replace: false,
+            within: None,
+            applied: None,
             plan: None,
             requested_by,
             requested_at: now,
@@ -320,6 +346,9 @@ impl Job {
             Kind::TakeOver => vec![Step::TakeOver],
             Kind::Reset { scope } => scope.steps(!self.keep.is_empty()),
             Kind::Revert => vec![Step::Revert],
+            Kind::Save => vec![Step::Save],
+            Kind::Apply => vec![Step::Apply],
+            Kind::GoBack => vec![Step::GoBack],
         }
     }
 
@@ -349,7 +378,7 @@ impl Job {
     /// What became of each partition; nothing for what is not a reset.
     pub fn grades(&self) -> Vec<(Partition, Grade)> {
         match self.kind {
-            Kind::Provision | Kind::TakeOver | Kind::Revert => Vec::new(),
+            Kind::Provision | Kind::TakeOver | Kind::Revert | Kind::Save | Kind::Apply | Kind::GoBack => Vec::new(),
             Kind::Reset { scope } => grades(scope, &self.steps.iter().map(|done| done.step).collect::<Vec<_>>()),
         }
     }
@@ -425,13 +454,14 @@ impl Job {
     }
 
     /// The next step failed. The next boot tries again, but after [`MAX_ATTEMPTS`] the job has failed; and at once, if
-    /// nothing was erased yet and so nothing has to be finished.
+    /// nothing was erased yet and so nothing has to be finished, unless it is the way back.
     pub fn attempt_failed(&mut self, error: String, now: Timestamp) -> Result<(), Refused> {
         let step = self.next_step().ok_or_else(|| self.refuse("fail"))?;
         self.change(&[JobState::Running], "fail", JobState::WaitingForReboot)?;
         self.attempts.push(Attempt { at: now, step, error });
         self.begins = 0;
-        if self.attempts.len() >= MAX_ATTEMPTS * (self.retries + 1) || !self.has_begun_to_erase() {
+        let has_to_end = self.has_begun_to_erase() || self.kind == Kind::GoBack;
+        if self.attempts.len() >= MAX_ATTEMPTS * (self.retries + 1) || !has_to_end {
             self.end(JobState::Failed, now);
         }
         Ok(())

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use crate::job::{Job, JobId, JobState, Kind, MAX_TEXT, Refused, Requester};
 use crate::keys::recovery::Sealed;
 use crate::keys::{self, Change, Identity};
-use crate::overlay::Modes;
+use crate::overlay::{ConfigurationName, Mode, Modes, Trial, Tried, Within};
 use crate::reset::audit::{Audit, Survey};
 use crate::reset::{KeptPath, Scope, Step};
 use crate::time::Timestamp;
@@ -74,7 +74,13 @@ pub struct DeviceState {
     sealed: Option<Sealed>,
     /// Where changes to the root are to go.
     #[serde(default, skip_serializing_if = "Modes::is_default")]
-    pub modes: Modes,
+    modes: Modes,
+    /// The configuration that was applied last.
+    #[serde(default = "ConfigurationName::factory", skip_serializing_if = "ConfigurationName::is_factory")]
+    configuration: ConfigurationName,
+    /// What nobody has confirmed yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    trial: Option<Trial>,
 }
 
 /// Why a document cannot be used.
@@ -108,6 +114,20 @@ pub enum Wanted {
         /// Which, as [`revert::decide`](crate::overlay::revert::decide) decided.
         paths: Vec<KeptPath>,
     },
+    /// The changes to the root saved.
+    Save {
+        /// The name for them.
+        name: ConfigurationName,
+        /// Whether they take the place of what has the name.
+        replace: bool,
+    },
+    /// Saved changes in the place of those that there are.
+    Apply {
+        /// Which.
+        name: ConfigurationName,
+        /// The time within which that has to be confirmed, if it has to be.
+        within: Option<Within>,
+    },
 }
 
 impl Wanted {
@@ -116,6 +136,8 @@ impl Wanted {
         match self {
             Wanted::Reset { scope, .. } => Kind::Reset { scope: *scope },
             Wanted::Revert { .. } => Kind::Revert,
+            Wanted::Save { .. } => Kind::Save,
+            Wanted::Apply { .. } => Kind::Apply,
         }
     }
 }
@@ -158,6 +180,12 @@ pub enum NotTaken {
     /// The idempotency key was given for something else.
     #[error("that idempotency key is the one of job {0}, which was asked for something else")]
     OtherRequest(JobId),
+    /// Whether it is to stay has to be said first.
+    #[error("{0} is on trial: `nemosctl overlay confirm` keeps it, and the next boot goes back without that")]
+    OnTrial(Tried),
+    /// There is no trial.
+    #[error("nothing is on trial at this boot, and so there is nothing to confirm")]
+    NothingOnTrial,
     /// The job's state does not allow it.
     #[error(transparent)]
     Refused(#[from] Refused),
@@ -206,6 +234,8 @@ impl DeviceState {
             key_change: None,
             sealed: None,
             modes: Modes::default(),
+            configuration: ConfigurationName::factory(),
+            trial: None,
         }
     }
 
@@ -297,14 +327,98 @@ impl DeviceState {
             Some(due) if due > now => JobState::Queued,
             _ => JobState::WaitingForReboot,
         };
-        let kind = request.wanted.kind();
-        let (keep, plan, paths) = match request.wanted {
-            Wanted::Reset { keep, plan, .. } => (keep, plan, Vec::new()),
-            Wanted::Revert { paths } => (Vec::new(), None, paths),
-        };
-        let Request { by, key, not_before, reboot, .. } = request;
-        self.push(Job { keep, paths, plan, not_before, reboot, key, ..Job::new(id, kind, state, by, now) });
+        // A reset takes what is tried with it; anything else would build on what may be gone.
+        let takes_all = matches!(request.wanted, Wanted::Reset { .. }) && state == JobState::WaitingForReboot;
+        if let Some(trial) = self.trial.as_ref().filter(|_| !takes_all) {
+            return Err(NotTaken::OnTrial(trial.tried.clone()));
+        }
+        let Request { wanted, by, key, not_before, reboot } = request;
+        let job = Job { not_before, reboot, key, ..Job::new(id, wanted.kind(), state, by, now) };
+        self.push(match wanted {
+            Wanted::Reset { keep, plan, .. } => Job { keep, plan, ..job },
+            Wanted::Revert { paths } => Job { paths, ..job },
+            Wanted::Save { name, replace } => Job { configuration: Some(name), replace, ..job },
+            Wanted::Apply { name, within } => Job { configuration: Some(name), within, ..job },
+        });
         Ok(Taken::New(id))
+    }
+
+    /// Modes that were asked for.
+    pub const fn modes(&self) -> Modes {
+        self.modes
+    }
+
+    /// Asks for a mode: from the next boot on, or for that boot alone. With `within`, it has to be confirmed at that boot.
+    pub fn set_mode(&mut self, mode: Mode, once: bool, within: Option<Within>) -> Result<(), NotTaken> {
+        let before = match self.trial.take() {
+            None => self.modes,
+            Some(Trial { tried: Tried::Mode { before, .. }, running: false, .. }) => before,
+            Some(trial) => {
+                let tried = trial.tried.clone();
+                self.trial = Some(trial);
+                return Err(NotTaken::OnTrial(tried));
+            }
+        };
+        self.modes = before;
+        self.modes.set(mode, once);
+        self.trial = within.map(|within| Trial { tried: Tried::Mode { mode, before }, within, running: false });
+        Ok(())
+    }
+
+    /// The mode that a boot has which cannot write down that it begins: nothing that would have to end.
+    pub const fn lasting_mode(&self) -> Mode {
+        match &self.trial {
+            Some(Trial { tried: Tried::Mode { before, .. }, .. }) => before.then(),
+            _ => self.modes.then(),
+        }
+    }
+
+    /// Decides the mode of the boot that begins, and what it goes back from, if it does. What was asked for it alone, or had to
+    /// be confirmed at the last one, is forgotten with that.
+    pub fn begin_mode(&mut self) -> (Mode, Option<Tried>) {
+        let mut went_back = None;
+        match self.trial.take() {
+            Some(Trial { tried: Tried::Mode { mode, before }, running: true, .. }) => {
+                self.modes = before;
+                went_back = Some(Tried::Mode { mode, before });
+            }
+            Some(trial @ Trial { tried: Tried::Mode { .. }, .. }) => {
+                self.trial = Some(Trial { running: true, ..trial });
+            }
+            other => self.trial = other,
+        }
+        (self.modes.begin(), went_back)
+    }
+
+    /// The configuration that was applied last.
+    pub const fn configuration(&self) -> &ConfigurationName {
+        &self.configuration
+    }
+
+    /// Follows a configuration to its new name.
+    pub fn configuration_renamed(&mut self, from: &ConfigurationName, to: ConfigurationName) {
+        if self.configuration == *from {
+            self.configuration = to;
+        }
+    }
+
+    /// What nobody has confirmed yet.
+    pub const fn trial(&self) -> Option<&Trial> {
+        self.trial.as_ref()
+    }
+
+    /// Keeps what is on trial at this boot, and says what that was.
+    pub fn confirm(&mut self) -> Result<Tried, NotTaken> {
+        if let Some(job) = self.pending() {
+            return Err(NotTaken::Busy(job.id));
+        }
+        match self.trial.take() {
+            Some(trial) if trial.running => Ok(trial.tried),
+            other => {
+                self.trial = other;
+                Err(NotTaken::NothingOnTrial)
+            }
+        }
     }
 
     /// Takes a request back.
@@ -338,6 +452,9 @@ impl DeviceState {
     /// is not begun again by itself: a device that keeps failing must still come up, and a reset repairs it.
     pub fn begin_at_boot(&mut self, id: JobId, command_line_asks: bool, now: Timestamp) -> Result<AtBoot, Refused> {
         self.become_due(now);
+        if !command_line_asks {
+            self.begin_to_go_back(id, now);
+        }
         let waits = self.pending().is_some_and(|job| job.state != JobState::Queued);
         let gave_up = self.jobs.last().is_some_and(|job| job.state == JobState::Failed);
         let first_boot = self.volume.first_boot().filter(|_| self.pending().is_none() && !gave_up);
@@ -359,6 +476,20 @@ impl DeviceState {
         Ok(if job.state == JobState::Failed { AtBoot::GivenUp(job.id) } else { AtBoot::CarryOut(job.id) })
     }
 
+    /// A boot begins whose last one nobody confirmed. What was asked for since goes first: a reset takes it all, and a way back
+    /// that was given up waits for somebody.
+    fn begin_to_go_back(&mut self, id: JobId, now: Timestamp) {
+        let gave_up = self.jobs.last().is_some_and(|job| job.kind == Kind::GoBack && job.state == JobState::Failed);
+        let Some(Trial { tried: Tried::Configuration { before, applied, .. }, running: true, .. }) = &self.trial else {
+            return;
+        };
+        if self.pending().is_none() && !gave_up {
+            let (configuration, applied) = (Some(before.clone()), Some(*applied));
+            let job = Job::new(id, Kind::GoBack, JobState::WaitingForReboot, Requester::image(), now);
+            self.push(Job { configuration, applied, ..job });
+        }
+    }
+
     /// Records that the next step of the running job is done, and what it has brought.
     pub fn step_done(&mut self, id: JobId, outcome: Outcome, now: Timestamp) -> Result<(), NotTaken> {
         let job = self.job_mut(id)?;
@@ -374,6 +505,19 @@ impl DeviceState {
                 self.key_change = None;
                 self.sealed = None;
                 self.modes = Modes::default();
+                self.configuration = ConfigurationName::factory();
+                self.trial = None;
+            }
+            Outcome::Done if step == Some(Step::Apply) => {
+                let (name, within) = (job.configuration.clone(), job.within);
+                let name = name.unwrap_or_else(ConfigurationName::factory);
+                let before = std::mem::replace(&mut self.configuration, name.clone());
+                let tried = Tried::Configuration { name, before, applied: id };
+                self.trial = within.map(|within| Trial { tried, within, running: true });
+            }
+            Outcome::Done if step == Some(Step::GoBack) => {
+                self.configuration = job.configuration.clone().unwrap_or_else(ConfigurationName::factory);
+                self.trial = None;
             }
             Outcome::Done => {}
         }

@@ -1,13 +1,12 @@
 //! The daemon's edge: the device it runs on.
 
-use std::fs;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use nemos_host::certificate::{SigningKey, SigningKeyError, device_tpm};
 use nemos_host::reset::keep::{self, KeepError};
 use nemos_host::state::{StateError, Store};
-use nemos_model::image::{Image, OS_RELEASE};
+use nemos_model::image::Image;
 use nemos_model::overlay::LOWER_MOUNT;
 use nemos_model::partitions::Partition;
 use nemos_model::reset::keep::{KeptPath, SetName, Usage};
@@ -64,8 +63,7 @@ fn state_folder() -> &'static Path {
 
 impl Device for ThisDevice {
     fn image(&self) -> Image {
-        let os_release = Path::new(LOWER_MOUNT).join(OS_RELEASE);
-        Image::parse(&fs::read_to_string(os_release).unwrap_or_default())
+        nemos_host::boot::image(Path::new(LOWER_MOUNT))
     }
 
     fn boot_id(&self) -> String {

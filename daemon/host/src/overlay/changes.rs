@@ -16,6 +16,8 @@ use thiserror::Error;
 
 /// Names of the overlay's own attributes begin so.
 const OVERLAY_ATTRIBUTES: &[u8] = b"trusted.overlay.";
+/// Names of ours begin so.
+const OUR_ATTRIBUTES: &[u8] = b"trusted.nemos.";
 /// Bytes that are compared at once.
 const CHUNK: usize = 64 << 10;
 
@@ -101,7 +103,9 @@ impl Trees<'_> {
         let opaque = own("opaque").as_deref() == Some(b"y");
         let redirect = own("redirect").map(|target| PathBuf::from(OsString::from_vec(target)));
         let metacopy = own("metacopy").is_some();
-        attributes.retain(|name, _| !name.as_bytes().starts_with(OVERLAY_ATTRIBUTES));
+        attributes.retain(|name, _| {
+            [OVERLAY_ATTRIBUTES, OUR_ATTRIBUTES].iter().all(|prefix| !name.as_bytes().starts_with(prefix))
+        });
         let seen = seen(&full, &metadata, attributes)?;
         Ok(Some(Upper::There { seen, opaque, redirect, metacopy }))
     }

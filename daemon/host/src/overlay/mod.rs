@@ -1,7 +1,9 @@
 //! The overlay's volume: LUKS2 with integrity, XFS in it; and the overlay mount itself.
 
 pub mod changes;
+pub mod configuration;
 pub mod revert;
+pub mod trial;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
@@ -244,6 +246,24 @@ pub(crate) fn is_open(name: &str) -> Result<bool, LibcryptErr> {
     Ok(matches!(status, CryptStatusInfo::Active | CryptStatusInfo::Busy))
 }
 
+/// Works on the file system of a volume that is not open, and leaves it closed.
+pub(crate) fn with_file_system<T, E: From<OverlayError>>(
+    partition: &Path,
+    (key, slot): (&Key, KeyslotId),
+    scratch: &Path,
+    work: impl FnOnce(&Path) -> Result<T, E>,
+) -> Result<T, E> {
+    close(partition).map_err(OverlayError::from)?;
+    open_slot(partition, key, slot).map_err(OverlayError::from)?;
+    let worked = mount_file_system(scratch).map_err(E::from).and_then(|()| {
+        let worked = work(scratch);
+        let unmounted = mounts::unmount(scratch).map_err(io_error("unmount", scratch)).map_err(E::from);
+        worked.and_then(|result| unmounted.map(|()| result))
+    });
+    close(partition).map_err(OverlayError::from)?;
+    worked
+}
+
 /// Makes the overlay's file system in a volume that [`create_volume`] made, and leaves the volume closed.
 pub fn create_overlay(partition: &Path, secret: &Secret, scratch: &Path) -> Result<(), OverlayError> {
     close(partition)?;
@@ -289,7 +309,7 @@ pub fn mount_saved(target: &Path) -> Result<(), OverlayError> {
 }
 
 /// Where the overlay's XFS is mounted at this boot.
-pub(crate) fn volume_mount() -> &'static Path {
+pub fn volume_mount() -> &'static Path {
     let saved = Path::new(SAVED_MOUNT);
     let device = |path: &Path| fs::metadata(path).ok().map(|metadata| metadata.dev());
     let is_mounted = saved.exists() && device(saved) != saved.parent().and_then(device);

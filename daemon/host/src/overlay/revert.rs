@@ -15,9 +15,8 @@ use thiserror::Error;
 use tracing::warn;
 
 use super::changes::{ChangesError, Trees};
-use super::{OverlayError, close, mount_file_system, open_slot};
+use super::{OverlayError, with_file_system};
 use crate::keys::Key;
-use crate::mounts::unmount;
 
 /// The folder on the volume that takes what goes: a path goes in one step, however much is in it.
 const TRASH: &str = "reverted";
@@ -104,20 +103,12 @@ impl Trees<'_> {
 /// gone already stays gone.
 pub fn revert(
     partition: &Path,
-    (key, slot): (&Key, KeyslotId),
+    unlock: (&Key, KeyslotId),
     lower: &Path,
     paths: &[KeptPath],
     scratch: &Path,
 ) -> Result<(), RevertError> {
-    close(partition).map_err(OverlayError::from)?;
-    open_slot(partition, key, slot).map_err(OverlayError::from)?;
-    let reverted = mount_file_system(scratch).map_err(RevertError::from).and_then(|()| {
-        let reverted = take_away(scratch, lower, paths);
-        let unmounted = unmount(scratch).map_err(io_error(scratch));
-        reverted.and(unmounted)
-    });
-    close(partition).map_err(OverlayError::from)?;
-    reverted
+    with_file_system(partition, unlock, scratch, |volume| take_away(volume, lower, paths))
 }
 
 /// The same, on the volume's file system.

@@ -5,8 +5,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nemos_model::integrity::RootHash;
 use nemos_model::job::{Job, Kind};
 use nemos_model::keys::KeyslotId;
+use nemos_model::overlay::configuration::About;
 use nemos_model::partitions::Partition;
 use nemos_model::reset::audit::Audit;
 use nemos_model::reset::{Scope, Step};
@@ -14,15 +16,16 @@ use nemos_model::state::Outcome;
 use thiserror::Error;
 use tracing::warn;
 
+use crate::boot::image;
 use crate::command::CommandError;
 use crate::keys::{BACKUP, Key, Secret, destroy_backup};
 use crate::mkfs;
+use crate::overlay::configuration::{self, ConfigurationError};
 use crate::overlay::revert::revert;
 use crate::overlay::{self, OverlayError};
 use crate::partitions::{Disk, DiskError};
 
 mod areas;
-mod copy;
 pub mod keep;
 mod stage;
 mod survey;
@@ -75,6 +78,15 @@ pub enum StepError {
     /// Changes cannot be taken back. Everybody sees this of a job, and paths on the overlay are not for everybody.
     #[error("a change cannot be taken back; `journalctl --boot` says which, and why")]
     Revert,
+    /// A configuration.
+    #[error(transparent)]
+    Configuration(ConfigurationError),
+    /// The same as for [`StepError::Revert`].
+    #[error("the changes cannot be copied; `journalctl --boot` says which, and why")]
+    CopyChanges,
+    /// The job does not say which configuration it is about.
+    #[error("the job does not say which configuration it is about")]
+    NoConfiguration,
     /// Nothing is there to open the volume with.
     #[error("nothing opens the overlay's volume")]
     NoKey,
@@ -93,6 +105,8 @@ pub struct Work<'a> {
     pub unlock: Option<(&'a Key, KeyslotId)>,
     /// Where the read-only root is mounted.
     pub lower: &'a Path,
+    /// Its root hash.
+    pub root_hash: RootHash,
     /// Where `p.lxstate` is mounted.
     pub state: &'a Path,
     /// A folder to mount in.
@@ -144,11 +158,37 @@ pub fn carry_out(
                 StepError::Revert
             })?;
         }
+        Step::Save | Step::Apply | Step::GoBack => {
+            let unlock = work.unlock.ok_or(StepError::NoKey)?;
+            overlay::with_file_system(&place(Partition::Root)?, unlock, scratch, |volume| {
+                switch(step, job, work, volume)
+            })?;
+        }
     }
     if let Some(partition) = step.erases() {
         write_through(&place(partition)?)?;
     }
     Ok(Outcome::Done)
+}
+
+/// Saves, applies or goes back on the volume that is mounted there.
+fn switch(step: Step, job: &Job, work: &Work<'_>, volume: &Path) -> Result<(), StepError> {
+    let name = || job.configuration.as_ref().ok_or(StepError::NoConfiguration);
+    let done = match step {
+        Step::Save => {
+            let about = About::new(image(work.lower), work.root_hash, job.requested_at, Some(job.id));
+            configuration::save(volume, name()?, job.replace, &about)
+        }
+        Step::Apply => configuration::apply(volume, name()?, job.id, job.within.is_some()),
+        _ => configuration::go_back(volume, job.applied.ok_or(StepError::NoConfiguration)?),
+    };
+    done.map_err(|error| match error {
+        ConfigurationError::Copy(error) => {
+            warn!("{error}");
+            StepError::CopyChanges
+        }
+        error => StepError::Configuration(error),
+    })
 }
 
 fn write_through(partition: &Path) -> Result<(), StepError> {
@@ -162,7 +202,7 @@ fn audit(job: &Job, work: &Work<'_>) -> Result<Outcome, StepError> {
     let found = survey::find(work.disk, &survey, work.state)?;
     let erased = match job.kind {
         Kind::Reset { scope } => Scope::erased(scope),
-        Kind::Provision | Kind::TakeOver | Kind::Revert => &[],
+        _ => &[],
     };
     let erased: Vec<Partition> = erased.iter().map(|(partition, _)| *partition).collect();
     let audit = Audit::new(&survey, &found, &erased);

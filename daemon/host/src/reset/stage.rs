@@ -18,9 +18,9 @@ use tracing::{info, warn};
 
 use super::Work;
 use super::areas::{AreaError, Areas};
-use super::copy::{CopyError, copy};
 use super::keep::{KeepError, free, measure};
 use crate::command::CommandError;
+use crate::copy::{CopyError, copy};
 use crate::cryptsetup::{self, CryptError};
 use crate::keys::{Secret, pbkdf};
 use crate::mkfs;

@@ -21,6 +21,7 @@ use nemos_model::boot::{BootReport, PRELOADED_HASH_OPTION, REPORT_FILE, Reason};
 use nemos_model::job::Requester;
 use nemos_model::keys::DEMO_KEY_FILE;
 use nemos_model::overlay::Mode;
+use nemos_model::overlay::trial::RUNNING_FILE;
 use nemos_model::partitions::Partition;
 use nemos_model::reset::Scope;
 use nemos_model::reset::keep::decide;
@@ -173,7 +174,18 @@ impl Device {
         self.is_asked_for(Wanted::Revert { paths: paths.iter().map(|path| path.parse().unwrap()).collect() })
     }
 
-    fn is_asked_for(&self, wanted: Wanted) -> JobId {
+    /// Asks to have the changes saved, as the daemon does.
+    pub fn is_asked_to_save(&self, name: &str) -> JobId {
+        self.is_asked_for(Wanted::Save { name: name.parse().unwrap(), replace: false })
+    }
+
+    /// Asks for a configuration, to be confirmed or not, as the daemon does.
+    pub fn is_asked_to_apply(&self, name: &str, within: Option<u32>) -> JobId {
+        let within = within.map(|seconds| seconds.try_into().unwrap());
+        self.is_asked_for(Wanted::Apply { name: name.parse().unwrap(), within })
+    }
+
+    pub fn is_asked_for(&self, wanted: Wanted) -> JobId {
         let by = Requester { uid: 1000, user: Some("admin".into()), process: None, label: None };
         let request = Request { wanted, by, key: None, not_before: None, reboot: true };
         let job = new_id();
@@ -279,6 +291,9 @@ fn run_initrd(words: &str) -> (bool, String) {
 /// Where nemos-initrd finds what whoever starts the device gives it.
 pub const CREDENTIALS: &str = "/run/credentials-given";
 
+/// Where units live for one boot.
+pub const RUNTIME_UNITS: &str = "/run/systemd/system";
+
 /// Starts nemos-initrd, which says to its standard error what it does.
 fn start() -> Child {
     let mut command = Command::new(PROGRAM);
@@ -297,6 +312,8 @@ fn power_off() {
     leave_nothing_open(&["/sysroot", "/run/nemos"]);
     let _ = fs::remove_file(REPORT_FILE);
     let _ = fs::remove_dir_all(CREDENTIALS);
+    let _ = fs::remove_dir_all(Path::new(RUNNING_FILE).parent().unwrap());
+    let _ = fs::remove_dir_all(RUNTIME_UNITS);
 }
 
 /// A path on the running device.

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "panicking is how a test fails")]
 #![allow(clippy::unused_self, reason = "there is one device at a time, and it is the subject of every sentence")]
 
+mod configuration;
 mod device;
 mod keys;
 mod modes;
@@ -64,6 +65,14 @@ fn main() -> ExitCode {
         modes::a_mode_for_one_boot_does_not_outlast_a_power_cut,
         modes::a_device_whose_volume_is_gone_is_degraded_in_every_mode,
         modes::a_reset_ends_in_the_persistent_mode,
+        configuration::what_was_saved_is_there_again_once_it_is_applied_and_stays_saved,
+        configuration::what_is_saved_shares_its_room,
+        configuration::a_name_that_is_taken_or_not_there_fails_and_changes_nothing,
+        configuration::what_nobody_confirms_is_gone_at_the_next_boot,
+        configuration::a_boot_that_never_reaches_the_daemon_is_not_tried_twice,
+        configuration::what_is_confirmed_stays,
+        configuration::a_mode_that_nobody_confirms_ends_with_its_boot,
+        configuration::a_reset_takes_what_is_saved_and_what_is_on_trial,
         revert::what_is_taken_back_is_as_the_image_has_it_and_all_else_stays,
         revert::a_path_inside_of_what_hides_the_image_fails_and_changes_nothing,
         keys::a_recovery_key_opens_a_device_that_has_no_other_way,

@@ -18,7 +18,7 @@ fn used(mode: Mode, once: bool) -> Device {
     let running = device.boots();
     running.writes(HOSTNAME, "changed");
     running.shuts_down();
-    device.changes_state(|state| state.modes.set(mode, once));
+    device.changes_state(|state| state.set_mode(mode, once, None).unwrap());
     device
 }
 
@@ -68,7 +68,7 @@ pub fn a_read_only_boot_takes_changes_only_in_memory_and_where_it_must() {
         }
         running.shuts_down();
     }
-    device.changes_state(|state| state.modes.set(Mode::Persistent, false));
+    device.changes_state(|state| state.set_mode(Mode::Persistent, false, None).unwrap());
     let mut running = device.boots();
     running.is_healthy();
     assert_eq!((running.reads(HOSTNAME).as_str(), running.reads("/home/note").as_str()), ("changed", "to stay"));

@@ -44,6 +44,10 @@ fn main() -> ExitCode {
         an_overlay_reset,
         a_first_boot,
         a_revert,
+        saving,
+        applying,
+        applying_on_trial,
+        going_back,
     ])
 }
 
@@ -70,6 +74,22 @@ fn a_first_boot() {
 
 fn a_revert() {
     is_cut_everywhere(Story::of(What::Revert(vec!["/etc/app"])));
+}
+
+fn saving() {
+    is_cut_everywhere(Story::of(What::Save));
+}
+
+fn applying() {
+    is_cut_everywhere(Story::of_what_was_saved(None));
+}
+
+fn applying_on_trial() {
+    is_cut_everywhere(Story::of_what_was_saved(Some(60)));
+}
+
+fn going_back() {
+    is_cut_everywhere(Story::of_what_was_tried());
 }
 
 fn is_cut_everywhere((device, story): (Device, Story)) {

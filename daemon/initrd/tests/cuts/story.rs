@@ -6,8 +6,10 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use nemos_host::overlay::configuration;
 use nemos_model::JobId;
 use nemos_model::job::{Job, JobState};
+use nemos_model::overlay::UPPER_MOUNT;
 use nemos_model::reset::{Scope, Step};
 use rustix::fs::{XattrFlags, getxattr, setxattr};
 
@@ -36,9 +38,13 @@ const PATHS: [&str; 11] = [
 pub struct Story {
     /// What was asked of it, if it was not only switched on.
     asked: Option<Asked>,
-    /// What was at [`PATHS`] when nobody had used it, and before it was asked.
+    /// What is at [`PATHS`] where it was erased, and what was there before it was asked.
     shipped: Vec<String>,
     used: Vec<String>,
+    /// How many jobs there are without the one that was asked for.
+    jobs: usize,
+    /// Whether it is switched on, and nothing else, for the first time.
+    is_first: bool,
 }
 
 struct Asked {
@@ -47,13 +53,20 @@ struct Asked {
 }
 
 /// What somebody asks of a device.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum What {
     /// A reset of that scope, which keeps these paths.
     Reset(Scope, Vec<&'static str>),
     /// To take the changes at and below these paths back.
     Revert(Vec<&'static str>),
+    /// To save the changes.
+    Save,
+    /// To have what was saved again, with so many seconds to confirm it, if it has to be confirmed.
+    Apply(Option<u32>),
 }
+
+/// The name of what is saved.
+const NAME: &str = "site";
 
 impl Story {
     /// A device that was used, and then asked for this; what it wrote since then is logged.
@@ -68,9 +81,49 @@ impl Story {
         let job = match &what {
             What::Reset(scope, keep) => device.is_asked_for_a_reset(*scope, keep),
             What::Revert(paths) => device.is_asked_to_revert(paths),
+            What::Save => device.is_asked_to_save(NAME),
+            What::Apply(_) => panic!("see `of_what_was_saved`"),
         };
         device.boots().shuts_down();
-        (device, Story { asked: Some(Asked { job, what }), shipped, used })
+        (device, Story { asked: Some(Asked { job, what }), shipped, used, jobs: 1, is_first: false })
+    }
+
+    /// A device that was used, and saved, and used again.
+    fn with_what_was_saved() -> (Device, Vec<String>, Vec<String>) {
+        let device = Device::provisioned();
+        let running = device.boots();
+        use_it(&running);
+        running.shuts_down();
+        device.is_asked_to_save(NAME);
+        let running = device.boots();
+        let saved = everything();
+        running.writes("/etc/hostname", "later");
+        running.writes("/etc/app/shipped", "later");
+        fs::remove_file(on_the_device("/etc/app/config")).unwrap();
+        let used = everything();
+        running.shuts_down();
+        (device, saved, used)
+    }
+
+    /// A device that was used, saved, used again, and then asked for what was saved.
+    pub fn of_what_was_saved(within: Option<u32>) -> (Device, Self) {
+        let (device, saved, used) = Story::with_what_was_saved();
+        let device = device.logged();
+        let job = device.is_asked_to_apply(NAME, within);
+        device.boots().shuts_down();
+        let asked = Some(Asked { job, what: What::Apply(within) });
+        (device, Story { asked, shipped: saved, used, jobs: 2, is_first: false })
+    }
+
+    /// A device that tried what was saved, and goes back since nobody confirmed it.
+    pub fn of_what_was_tried() -> (Device, Self) {
+        let (device, saved, used) = Story::with_what_was_saved();
+        device.is_asked_to_apply(NAME, Some(60));
+        device.boots().shuts_down();
+        let device = device.logged();
+        device.boots().shuts_down();
+        // Provisioned, saved, applied, gone back.
+        (device, Story { asked: None, shipped: saved, used, jobs: 4, is_first: false })
     }
 
     /// A device that was switched on.
@@ -79,11 +132,11 @@ impl Story {
         let running = device.boots();
         let shipped = everything();
         running.shuts_down();
-        (device, Story { asked: None, used: shipped.clone(), shipped })
+        (device, Story { asked: None, used: shipped.clone(), shipped, jobs: 1, is_first: true })
     }
 
     pub const fn is_a_first_boot(&self) -> bool {
-        self.asked.is_none()
+        self.is_first
     }
 
     /// Boots the device after the power came back: everything must be as if it had not gone.
@@ -91,14 +144,23 @@ impl Story {
         let mut running = device.boots();
         running.is_healthy();
         let found = everything();
+        let went_back = running.report.went_back.is_some();
+        let is_saved = configuration::list(Path::new(UPPER_MOUNT)).unwrap();
         let went_on = running.said.lines().find_map(step).map_or(WentOn::Done, WentOn::At);
         running.shuts_down();
 
         let state = device.state();
         let asked = self.asked.as_ref().filter(|asked| state.job(asked.job).is_some());
-        self.is_as_it_should_be(asked, &found);
+        // Whatever was tried before the power went was not confirmed.
+        let tries = asked.is_some_and(|asked| matches!(asked.what, What::Apply(Some(_))));
+        let stays = asked.filter(|_| !(tries && went_back));
+        self.is_as_it_should_be(stays, &found);
+        if asked.is_some_and(|asked| asked.what == What::Save) {
+            assert!(matches!(&is_saved[..], [(name, Ok(_))] if name.as_str() == NAME), "{is_saved:?}");
+        }
         assert_eq!(state.pending(), None);
-        assert_eq!(state.jobs().len(), 1 + usize::from(asked.is_some()), "each job is there once: {:?}", state.jobs());
+        let jobs = self.jobs + usize::from(asked.is_some()) + usize::from(tries && went_back);
+        assert_eq!(state.jobs().len(), jobs, "each job is there once: {:?}", state.jobs());
         for job in state.jobs() {
             assert_eq!((job.state, &job.attempts[..]), (JobState::Done, &[][..]), "a power cut is not a failure");
             assert_eq!(steps(job), job.all_steps(), "each step is done once");
@@ -106,10 +168,16 @@ impl Story {
         if twice {
             let mut again = device.boots();
             again.is_healthy();
-            assert_eq!(again.report.job, None, "nothing is left to do");
-            self.is_as_it_should_be(asked, &everything());
-            again.shuts_down();
-            assert_eq!(device.state(), state);
+            if tries && !went_back {
+                self.is_as_it_should_be(None, &everything());
+                assert!(again.report.went_back.is_some(), "nobody has confirmed it");
+                again.shuts_down();
+            } else {
+                assert_eq!(again.report.job, None, "nothing is left to do");
+                self.is_as_it_should_be(stays, &everything());
+                again.shuts_down();
+                assert_eq!(device.state(), state);
+            }
         }
         match &self.asked {
             Some(_) if asked.is_none() => WentOn::NotAsked,
@@ -139,6 +207,8 @@ impl Asked {
                 is_in_scope && !is_kept
             }
             What::Revert(paths) => paths.iter().any(|taken| is_below(taken)),
+            What::Save => false,
+            What::Apply(_) => !is_below("/home") && !is_below("/var/lib/containers"),
         }
     }
 }
@@ -146,7 +216,8 @@ impl Asked {
 impl fmt::Display for Story {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.asked {
-            None => f.write_str("The power goes during a first boot:"),
+            None if self.is_first => f.write_str("The power goes during a first boot:"),
+            None => f.write_str("The power goes while a device goes back from what nobody confirmed:"),
             Some(Asked { what: What::Reset(scope, keep), .. }) if keep.is_empty() => {
                 write!(f, "The power goes during a reset of scope {scope} that keeps nothing:")
             }
@@ -155,6 +226,13 @@ impl fmt::Display for Story {
             }
             Some(Asked { what: What::Revert(paths), .. }) => {
                 write!(f, "The power goes while {} is taken back:", paths.join(", "))
+            }
+            Some(Asked { what: What::Save, .. }) => f.write_str("The power goes while the changes are saved:"),
+            Some(Asked { what: What::Apply(None), .. }) => {
+                f.write_str("The power goes while saved changes are applied:")
+            }
+            Some(Asked { what: What::Apply(Some(_)), .. }) => {
+                f.write_str("The power goes while saved changes are applied that have to be confirmed:")
             }
         }
     }
@@ -168,7 +246,11 @@ fn steps(job: &Job) -> Vec<Step> {
 fn step(line: &str) -> Option<String> {
     let (_, after) = line.split_once("job ")?;
     let (_, name) = after.split_once(": ")?;
-    Step::ALL.iter().chain([&Step::Revert]).find(|step| step.name() == name).map(Step::to_string)
+    Step::ALL
+        .iter()
+        .chain(&[Step::Revert, Step::Save, Step::Apply, Step::GoBack])
+        .find(|step| step.name() == name)
+        .map(Step::to_string)
 }
 
 /// Writes to the root, home and the containers, with all that a copy can lose.

@@ -103,7 +103,7 @@ pub fn certifiable(job: &Job) -> Result<Scope, NoCertificate> {
     match job.kind {
         Kind::Reset { scope } if job.state == JobState::Done => Ok(scope),
         Kind::Reset { .. } => Err(NoCertificate::NotDone { id: job.id, state: job.state }),
-        Kind::Provision | Kind::TakeOver | Kind::Revert => Err(NoCertificate::NotAReset { id: job.id, kind: job.kind }),
+        _ => Err(NoCertificate::NotAReset { id: job.id, kind: job.kind }),
     }
 }
 

@@ -4,9 +4,11 @@ pub mod changes;
 pub mod configuration;
 pub mod mode;
 pub mod revert;
+pub mod trial;
 
 pub use configuration::ConfigurationName;
 pub use mode::{Mode, Modes};
+pub use trial::{Trial, Tried, Within};
 
 /// dm-crypt mapping of the overlay's volume.
 pub const LUKS_MAPPING: &str = "luks";

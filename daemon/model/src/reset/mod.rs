@@ -151,6 +151,12 @@ pub enum Step {
     TakeOver,
     /// No step of a reset: take away what the overlay has at some paths.
     Revert,
+    /// No step of a reset: save the overlay's changes under a name.
+    Save,
+    /// No step of a reset: put saved changes in the place of the overlay's.
+    Apply,
+    /// No step of a reset: put the changes back that were there before that.
+    GoBack,
 }
 
 impl Step {
@@ -184,8 +190,17 @@ impl Step {
             | Step::DestroyStage
             | Step::Audit
             | Step::TakeOver
-            | Step::Revert => None,
+            | Step::Revert
+            | Step::Save
+            | Step::Apply
+            | Step::GoBack => None,
         }
+    }
+
+    /// Whether it works on what is in the overlay's volume that there is: it needs a key of it, and the volume must be this
+    /// device's.
+    pub const fn opens_volume(self) -> bool {
+        matches!(self, Step::StageKept | Step::Revert | Step::Save | Step::Apply | Step::GoBack)
     }
 
     /// The name used in files and on the bus.
@@ -203,6 +218,9 @@ impl Step {
             Step::Audit => "audit",
             Step::TakeOver => "take-over",
             Step::Revert => "revert",
+            Step::Save => "save",
+            Step::Apply => "apply",
+            Step::GoBack => "go-back",
         }
     }
 }

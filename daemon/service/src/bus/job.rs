@@ -53,6 +53,8 @@ impl Job {
             Kind::Reset { scope } => action_for(scope),
             Kind::Provision | Kind::TakeOver => action::RESET_FACTORY,
             Kind::Revert => action::OVERLAY_REVERT,
+            Kind::Save => action::OVERLAY_SAVE,
+            Kind::Apply | Kind::GoBack => action::OVERLAY_APPLY,
         };
         let gate = &self.service.gate;
         let caller = gate.caller(&call).await.inspect_err(|error| journal::stranger(action, error))?;

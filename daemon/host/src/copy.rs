@@ -26,15 +26,28 @@ pub enum CopyError {
 
 /// Copies `within` from one folder to another, in place of what is there. What is above it is made if it is not there,
 /// with the owner and mode that it has in the first.
-pub(super) fn copy(from: &Path, to: &Path, within: &str) -> Result<(), CopyError> {
+pub(crate) fn copy(from: &Path, to: &Path, within: &str) -> Result<(), CopyError> {
     make_parents(from, to, within)?;
     let (source, target) = (from.join(within), to.join(within));
     clear(&target)?;
     if !fs::symlink_metadata(&source).map_err(named(&source))?.is_dir() && target.is_dir() {
         fs::remove_dir(&target).map_err(named(&target))?;
     }
+    tree(&source, &target)
+}
+
+/// Copies a file, or a folder with all that is in it, to where nothing is. Contents are shared where the file system can do it.
+pub(crate) fn tree(source: &Path, target: &Path) -> Result<(), CopyError> {
     let preserve = "--preserve=mode,ownership,timestamps,links,xattr";
-    let arguments = ["--recursive", "--no-dereference", preserve, "--no-target-directory", "--one-file-system", "--"];
+    let arguments = [
+        "--recursive",
+        "--no-dereference",
+        "--reflink=auto",
+        preserve,
+        "--no-target-directory",
+        "--one-file-system",
+        "--",
+    ];
     let (source, target) = (source.to_string_lossy(), target.to_string_lossy());
     Ok(run("cp", &[&arguments[..], &[&*source, &*target]].concat(), LIMIT)?)
 }

@@ -1,0 +1,298 @@
+//! Saved configurations: made, applied and gone back from while the overlay is not mounted, listed and taken away at any time.
+//!
+//! ```text
+//! upper/                      what the overlay has; of one that was applied, an attribute names the job
+//! switch/new                  changes that are about to take its place
+//! switch/previous             what it had before, for as long as somebody may go back
+//! configurations/.saving      one that is being saved
+//! configurations/.deleted     one that is being deleted
+//! ```
+//!
+//! Every change of what counts is one rename, after all that it brings was written through.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use nemos_model::JobId;
+use nemos_model::overlay::configuration::{ABOUT_FILE, About, FOLDER, TREE_FOLDER, Unreadable};
+use nemos_model::overlay::{ConfigurationName, UPPER_FOLDER};
+use rustix::fs::{CWD, RenameFlags, XattrFlags, lgetxattr, lremovexattr, lsetxattr, renameat_with, syncfs};
+use rustix::io::Errno;
+use thiserror::Error;
+use tracing::warn;
+
+use crate::copy::{self, CopyError};
+
+/// Attribute of an upper folder that a job has put in its place: its name.
+const MARK: &str = "trusted.nemos.job";
+/// Largest document that is read, in bytes.
+const MAX_BYTES: u64 = 64 << 10;
+
+const SWITCH: &str = "switch";
+const SAVING: &str = ".saving";
+const DELETED: &str = ".deleted";
+
+/// A configuration that cannot be worked on.
+#[derive(Debug, Error)]
+pub enum ConfigurationError {
+    /// There is none of that name.
+    #[error("there is no configuration {0}; `nemosctl overlay list` tells those that there are")]
+    NotThere(ConfigurationName),
+    /// There is one already.
+    #[error("there is a configuration {0} already; another name, or --replace")]
+    Exists(ConfigurationName),
+    /// What was before it is not there any more.
+    #[error("there is nothing to go back to on the overlay's volume")]
+    NothingBefore,
+    /// Its document cannot be used.
+    #[error("{} cannot be used: {source}", path.display())]
+    Unreadable {
+        /// The document.
+        path: PathBuf,
+        /// Why not.
+        source: Unreadable,
+    },
+    /// It cannot be copied.
+    #[error(transparent)]
+    Copy(#[from] CopyError),
+    /// Writing or reading failed.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which file or folder.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ConfigurationError {
+    move |source| ConfigurationError::Io { action, path: path.to_owned(), source }
+}
+
+/// What is in a configuration's folder.
+fn folder(volume: &Path, name: &ConfigurationName) -> PathBuf {
+    volume.join(FOLDER).join(name.as_str())
+}
+
+/// The changes of a configuration, on the volume that is mounted there.
+pub fn tree(volume: &Path, name: &ConfigurationName) -> PathBuf {
+    folder(volume, name).join(TREE_FOLDER)
+}
+
+/// Makes the folders that nemosd works in, where they are not there yet: it cannot write beside them.
+pub fn prepare(volume: &Path) -> Result<(), ConfigurationError> {
+    [FOLDER, SWITCH]
+        .map(|name| volume.join(name))
+        .iter()
+        .try_for_each(|path| fs::create_dir_all(path).map_err(at("make", path)))
+}
+
+/// What is known of a configuration.
+pub fn about(volume: &Path, name: &ConfigurationName) -> Result<About, ConfigurationError> {
+    let path = folder(volume, name).join(ABOUT_FILE);
+    let length = match fs::metadata(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(ConfigurationError::NotThere(name.clone()));
+        }
+        found => found.map_err(at("read", &path))?.len(),
+    };
+    if length > MAX_BYTES {
+        return Err(at("read", &path)(io::Error::new(io::ErrorKind::FileTooLarge, "it is larger than any of ours")));
+    }
+    let text = fs::read(&path).map_err(at("read", &path))?;
+    About::parse(&text).map_err(|source| ConfigurationError::Unreadable { path, source })
+}
+
+/// All saved configurations by name, each with what is known of it.
+pub fn list(volume: &Path) -> Result<Vec<(ConfigurationName, Result<About, ConfigurationError>)>, ConfigurationError> {
+    let place = volume.join(FOLDER);
+    let entries = match fs::read_dir(&place) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.and_then(Iterator::collect::<io::Result<Vec<_>>>).map_err(at("list", &place))?,
+    };
+    let name = |name: OsString| name.to_str()?.parse::<ConfigurationName>().ok();
+    let mut names: Vec<ConfigurationName> = entries.into_iter().filter_map(|entry| name(entry.file_name())).collect();
+    names.sort();
+    Ok(names
+        .into_iter()
+        .map(|name| {
+            let about = about(volume, &name);
+            (name, about)
+        })
+        .collect())
+}
+
+/// Saves the changes that the overlay has. It can be repeated from its start.
+pub fn save(volume: &Path, name: &ConfigurationName, replace: bool, about: &About) -> Result<(), ConfigurationError> {
+    prepare(volume)?;
+    let (place, new) = (folder(volume, name), volume.join(FOLDER).join(SAVING));
+    let there = match self::about(volume, name) {
+        Ok(there) if there.job == about.job => return remove(&new),
+        Ok(_) if !replace => return Err(ConfigurationError::Exists(name.clone())),
+        there => !matches!(there, Err(ConfigurationError::NotThere(_))),
+    };
+    remove(&new)?;
+    let made = make(volume, &new, about).and_then(|()| put(volume, &new, &place, there));
+    if made.is_err() {
+        // It may have failed for lack of the room that it takes.
+        remove(&new)?;
+    }
+    made?;
+    remove(&new)
+}
+
+fn make(volume: &Path, new: &Path, about: &About) -> Result<(), ConfigurationError> {
+    let (tree, text) = (new.join(TREE_FOLDER), new.join(ABOUT_FILE));
+    fs::create_dir(new).map_err(at("make", new))?;
+    copy::tree(&volume.join(UPPER_FOLDER), &tree)?;
+    unmark(&tree)?;
+    fs::write(&text, about.to_text()).map_err(at("write", &text))
+}
+
+/// Gives what is whole its place, in one step; what was there has the other's then.
+fn put(volume: &Path, new: &Path, place: &Path, is_there: bool) -> Result<(), ConfigurationError> {
+    write_through(volume)?;
+    let how = if is_there { RenameFlags::EXCHANGE } else { RenameFlags::NOREPLACE };
+    renameat_with(CWD, new, CWD, place, how).map_err(io::Error::from).map_err(at("put in its place", place))?;
+    write_through(volume)
+}
+
+/// Puts a configuration's changes in the place of those that the overlay has, which are gone then unless somebody may want to go
+/// back (`keep`). It can be repeated from its start.
+pub fn apply(volume: &Path, name: &ConfigurationName, job: JobId, keep: bool) -> Result<(), ConfigurationError> {
+    let (upper, switch) = (volume.join(UPPER_FOLDER), volume.join(SWITCH));
+    let (new, previous) = (switch.join("new"), switch.join("previous"));
+    if mark(&upper)? != Some(job.to_string()) {
+        prepare(volume)?;
+        forget_previous(volume)?;
+        let made = fill(volume, name, &new).and_then(|()| set_mark(&new, job));
+        if made.is_err() {
+            // It may have failed for lack of the room that it takes.
+            remove(&new)?;
+        }
+        made?;
+        put(volume, &new, &upper, true)?;
+    }
+    // It has happened: the new one is where the old was, and the old where the new.
+    if new.exists() {
+        fs::rename(&new, &previous).map_err(at("keep", &previous))?;
+        write_through(volume)?;
+    }
+    if !keep {
+        leave_to_next(forget_previous(volume));
+    }
+    Ok(())
+}
+
+fn fill(volume: &Path, name: &ConfigurationName, new: &Path) -> Result<(), ConfigurationError> {
+    if name.is_factory() {
+        fs::create_dir(new).map_err(at("make", new))?;
+        return fs::set_permissions(new, PermissionsExt::from_mode(0o755)).map_err(at("make", new));
+    }
+    let tree = tree(volume, name);
+    if !tree.is_dir() {
+        return Err(ConfigurationError::NotThere(name.clone()));
+    }
+    Ok(copy::tree(&tree, new)?)
+}
+
+/// Puts back what the overlay had before that job. It can be repeated from its start.
+pub fn go_back(volume: &Path, applied: JobId) -> Result<(), ConfigurationError> {
+    let (upper, previous) = (volume.join(UPPER_FOLDER), volume.join(SWITCH).join("previous"));
+    if mark(&upper)? == Some(applied.to_string()) {
+        if !previous.exists() {
+            return Err(ConfigurationError::NothingBefore);
+        }
+        put(volume, &previous, &upper, true)?;
+    }
+    leave_to_next(forget_previous(volume));
+    Ok(())
+}
+
+/// Gives up what the overlay had before: nobody goes back to it any more.
+pub fn forget_previous(volume: &Path) -> Result<(), ConfigurationError> {
+    ["new", "previous"].iter().try_for_each(|name| remove(&volume.join(SWITCH).join(name)))
+}
+
+/// Deletes a configuration.
+pub fn delete(volume: &Path, name: &ConfigurationName) -> Result<(), ConfigurationError> {
+    let (place, deleted) = (folder(volume, name), volume.join(FOLDER).join(DELETED));
+    remove(&deleted)?;
+    match fs::rename(&place, &deleted) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(ConfigurationError::NotThere(name.clone()));
+        }
+        renamed => renamed.map_err(at("delete", &place))?,
+    }
+    write_through(volume)?;
+    leave_to_next(remove(&deleted));
+    Ok(())
+}
+
+/// Gives a configuration another name.
+pub fn rename(volume: &Path, from: &ConfigurationName, to: &ConfigurationName) -> Result<(), ConfigurationError> {
+    let (old, new) = (folder(volume, from), folder(volume, to));
+    match renameat_with(CWD, &old, CWD, &new, RenameFlags::NOREPLACE) {
+        Err(Errno::NOENT) => return Err(ConfigurationError::NotThere(from.clone())),
+        Err(Errno::EXIST) => return Err(ConfigurationError::Exists(to.clone())),
+        renamed => renamed.map_err(io::Error::from).map_err(at("rename", &old))?,
+    }
+    write_through(volume)
+}
+
+/// Takes away what was being made or deleted when the power went.
+pub fn remove_leftovers(volume: &Path) -> Result<(), ConfigurationError> {
+    let place = volume.join(FOLDER);
+    let entries = match fs::read_dir(&place) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.and_then(Iterator::collect::<io::Result<Vec<_>>>).map_err(at("list", &place))?,
+    };
+    let left = entries.into_iter().filter(|entry| entry.file_name().to_string_lossy().starts_with('.'));
+    left.map(|entry| entry.path()).try_for_each(|path| remove(&path))
+}
+
+/// What has happened has: what could not be taken away takes up room until the next one who does.
+fn leave_to_next(removed: Result<(), ConfigurationError>) {
+    if let Err(error) = removed {
+        warn!("what nobody needs any more takes up room still: {error}");
+    }
+}
+
+fn remove(path: &Path) -> Result<(), ConfigurationError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed.map_err(at("remove", path)),
+    }
+}
+
+fn write_through(volume: &Path) -> Result<(), ConfigurationError> {
+    let synced = File::open(volume).and_then(|folder| Ok(syncfs(folder)?));
+    synced.map_err(at("write through", volume))
+}
+
+/// The job that has put an upper folder in its place.
+fn mark(upper: &Path) -> Result<Option<String>, ConfigurationError> {
+    let mut value = Vec::with_capacity(64);
+    match lgetxattr(upper, MARK, rustix::buffer::spare_capacity(&mut value)) {
+        Err(Errno::NODATA) => Ok(None),
+        Err(error) => Err(at("read", upper)(error.into())),
+        Ok(_) => Ok(Some(String::from_utf8_lossy(&value).into_owned())),
+    }
+}
+
+fn set_mark(upper: &Path, job: JobId) -> Result<(), ConfigurationError> {
+    let set = lsetxattr(upper, MARK, job.to_string().as_bytes(), XattrFlags::empty());
+    set.map_err(io::Error::from).map_err(at("mark", upper))
+}
+
+fn unmark(upper: &Path) -> Result<(), ConfigurationError> {
+    match lremovexattr(upper, MARK) {
+        Err(Errno::NODATA) => Ok(()),
+        removed => removed.map_err(io::Error::from).map_err(at("mark", upper)),
+    }
+}
