@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand, ValueEnum};
 use nemos_model::reset::Scope;
 
+use crate::text::parse_seconds;
+
 /// Looks after the device: its storage, its health, and the way back to its factory state.
 #[derive(Debug, Parser)]
 #[command(
@@ -258,6 +260,10 @@ pub enum IntegrityCommand {
   nemosctl overlay diff /etc --content line by line
   nemosctl overlay revert /etc/ssh     at the next boot it is as the image has it; says what goes, and asks
   nemosctl overlay diff --stat         how many changes, and how large, by folder
+  nemosctl overlay save site-7         the next boot saves the changes under that name
+  nemosctl overlay apply site-7 --confirm-within 10m
+                                       reboot into them, and back again unless `overlay confirm` comes in time
+  nemosctl overlay apply factory       the image as it was shipped; what is saved stays
 
 A file that was only copied up, and is as the image has it, is no change.")]
 pub struct Overlay {
@@ -275,7 +281,12 @@ pub enum OverlayCommand {
         /// For the next boot alone
         #[arg(long, requires = "mode")]
         once: bool,
+        /// Go back by itself, unless `confirm` comes within this time from the beginning of the next boot: 90s, 10m, 2h
+        #[arg(long, value_name = "TIME", value_parser = parse_seconds, requires = "mode", conflicts_with = "once")]
+        confirm_within: Option<u32>,
     },
+    #[command(flatten)]
+    Configuration(Configuration),
     /// Take the changes at and below paths back: the next boot has there what the image has
     Revert {
         /// Files or folders
@@ -299,9 +310,74 @@ pub enum OverlayCommand {
         #[arg(long)]
         stat: bool,
         /// Also what differs inside of files of text, as `diff --unified` tells it; whoever asks must be able to read them
-        #[arg(long, conflicts_with = "stat")]
+        #[arg(long, conflicts_with_all = ["stat", "configuration"])]
         content: bool,
+        /// Of this saved configuration, instead of what the root has
+        #[arg(long, value_name = "NAME")]
+        configuration: Option<String>,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Configuration {
+    /// Save the changes to the root under a name: the next boot does it
+    Save {
+        /// Letters, digits, `.`, `_` and `-`, 64 at most
+        name: String,
+        /// Take the place of what has the name
+        #[arg(long)]
+        replace: bool,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+        /// Leave it to the next boot, whenever that is
+        #[arg(long)]
+        no_reboot: bool,
+    },
+    /// Put saved changes in the place of those that there are: the next boot does it
+    Apply {
+        /// A saved configuration, or `factory`
+        name: String,
+        /// Go back by itself, unless `confirm` comes within this time from the beginning of that boot: 90s, 10m, 2h
+        #[arg(long, value_name = "TIME", value_parser = parse_seconds)]
+        confirm_within: Option<u32>,
+        /// Also if it was made on another image
+        #[arg(long)]
+        force: bool,
+        /// Only say what would go
+        #[arg(long)]
+        dry_run: bool,
+        /// Do not ask
+        #[arg(long, conflicts_with = "dry_run")]
+        yes: bool,
+        /// Leave it to the next boot, whenever that is
+        #[arg(long)]
+        no_reboot: bool,
+    },
+    /// List the configurations that there are; the one that was applied last has a star
+    List,
+    /// Show one: when and on which image it was made, and how much it changes
+    Show {
+        /// Its name
+        name: String,
+    },
+    /// Delete a saved configuration
+    Delete {
+        /// Its name
+        name: String,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Give a saved configuration another name
+    Rename {
+        /// Its name
+        from: String,
+        /// The new one
+        to: String,
+    },
+    /// Keep what is on trial at this boot
+    Confirm,
 }
 
 #[derive(Debug, clap::Args)]

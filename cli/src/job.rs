@@ -60,7 +60,7 @@ impl Accepted {
 pub struct Job {
     /// Its name.
     pub id: String,
-    /// `provision`, `take-over`, `reset-overlay`, `reset-factory`, `revert`.
+    /// `provision`, `take-over`, `reset-overlay`, `reset-factory`, `revert`, `save`, `apply`, `go-back`.
     pub kind: String,
     /// `queued`, `waiting-for-reboot`, `running`, `done`, `failed`, `cancelled`.
     pub state: String,
@@ -86,6 +86,8 @@ pub struct Job {
     pub grades: BTreeMap<String, String>,
     /// How many paths a reset keeps.
     pub kept: u32,
+    /// The configuration that is saved, applied, or gone back to.
+    pub configuration: Option<String>,
     /// `[{"check", "passed", "seen"}]`: what was found after a reset.
     pub audit: Option<Vec<Audited>>,
     /// `{"step", "message", "at", "attempts"}`: what went wrong last.
@@ -217,6 +219,7 @@ impl Job {
                 [done.step.clone(), format!("done {}", done.at.as_deref().unwrap_or("at an unknown time"))]
             }),
         );
+        rows.extend(self.configuration.iter().map(|name| ["configuration".to_owned(), name.clone()]));
         if self.kept > 0 {
             rows.push(["keeps".to_owned(), format!("{} paths", self.kept)]);
         }
@@ -260,6 +263,7 @@ impl From<JobRecord> for Job {
             steps: record.result.steps.into_iter().map(|(step, at)| Step { step, at: text::time(at) }).collect(),
             grades: record.result.grades.into_iter().collect(),
             kept: record.result.kept,
+            configuration: record.result.configuration,
             audit: record.result.audit.map(|checks| {
                 checks.into_iter().map(|(check, passed, seen)| Audited { check, passed, seen }).collect()
             }),

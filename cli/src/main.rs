@@ -18,6 +18,7 @@ use crate::style::Style;
 
 mod arguments;
 mod certificate;
+mod configuration;
 mod content;
 mod health;
 mod integrity;

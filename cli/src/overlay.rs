@@ -10,6 +10,7 @@ use zbus::proxy::CacheProperties;
 
 use crate::Failure;
 use crate::arguments::{Overlay as Arguments, OverlayCommand as Command};
+use crate::configuration::{self, Trial};
 use crate::content::difference;
 use crate::job::Accepted;
 use crate::output::{Output, agrees, can_ask, print};
@@ -23,6 +24,9 @@ struct Overlay {
     /// Bytes.
     size: u64,
     used: u64,
+    /// The configuration that was applied last.
+    configuration: String,
+    trial: Option<Trial>,
 }
 
 /// The mode of this boot, the next, and those after it, as in `--json`.
@@ -31,6 +35,7 @@ struct Modes {
     now: String,
     next: String,
     then: String,
+    trial: Option<Trial>,
 }
 
 /// A change, as in `--json`; null where there is nothing to say.
@@ -61,6 +66,9 @@ struct Total {
 
 /// Refuses to take changes back without asking where there is nobody to ask.
 pub fn check(arguments: &Arguments, output: Output) -> Result<(), Failure> {
+    if let Some(Command::Configuration(command)) = &arguments.command {
+        return configuration::check(command, output);
+    }
     let asks = matches!(arguments.command, Some(Command::Revert { yes: false, dry_run: false, .. }));
     if asks && !can_ask(output) { Err(Failure::NobodyToAskForChanges) } else { Ok(()) }
 }
@@ -70,23 +78,31 @@ pub async fn run(connection: &Connection, arguments: Arguments, output: Output) 
     let proxy = OverlayProxy::builder(connection).cache_properties(CacheProperties::No).build().await?;
     match arguments.command {
         None => {
-            let overlay = Overlay { mode: proxy.mode().await?, size: proxy.size().await?, used: proxy.used().await? };
+            let overlay = Overlay {
+                mode: proxy.mode().await?,
+                size: proxy.size().await?,
+                used: proxy.used().await?,
+                configuration: proxy.active_configuration().await?,
+                trial: Trial::of(proxy.trial().await?),
+            };
             output.show(&overlay, Overlay::render)?;
         }
-        Some(Command::Mode { mode, once }) => {
+        Some(Command::Configuration(command)) => configuration::run(connection, &proxy, command, output).await?,
+        Some(Command::Mode { mode, once, confirm_within }) => {
             if let Some(mode) = &mode {
-                proxy.set_mode(mode, ModeOptions { once: Some(once) }).await?;
+                proxy.set_mode(mode, ModeOptions { once: Some(once), confirm_within }).await?;
             }
             let modes = Modes {
                 now: proxy.mode().await?,
                 next: proxy.next_mode().await?,
                 then: proxy.mode_after_next().await?,
+                trial: Trial::of(proxy.trial().await?),
             };
             output.show(&modes, Modes::render)?;
         }
-        Some(Command::Diff { path, stat: true, .. }) => {
+        Some(Command::Diff { path, configuration, stat: true, .. }) => {
             let mut totals = Totals::default();
-            each_page(&proxy, path, |page| {
+            each_page(&proxy, of(path, configuration), |page| {
                 for change in &page {
                     totals.add(change);
                 }
@@ -97,9 +113,9 @@ pub async fn run(connection: &Connection, arguments: Arguments, output: Output) 
             output.show(&totals, |totals| render_totals(totals))?;
         }
         // A list for programs is whole or not at all; one for people is shown as it comes.
-        Some(Command::Diff { path, content, .. }) if output.json => {
+        Some(Command::Diff { path, configuration, content, .. }) if output.json => {
             let mut changes = Vec::new();
-            each_page(&proxy, path, |page| {
+            each_page(&proxy, of(path, configuration), |page| {
                 changes.extend(page);
                 Ok(())
             })
@@ -121,11 +137,11 @@ pub async fn run(connection: &Connection, arguments: Arguments, output: Output) 
             let accepted = Accepted::of(connection, &job, !no_reboot).await?;
             output.show(&accepted, |accepted| accepted.render("the next boot takes the changes back"))?;
         }
-        Some(Command::Diff { path, content: false, .. }) => {
-            each_page(&proxy, path, |page| Ok(print(&render_changes(&page))?)).await?;
+        Some(Command::Diff { path, configuration, content: false, .. }) => {
+            each_page(&proxy, of(path, configuration), |page| Ok(print(&render_changes(&page))?)).await?;
         }
-        Some(Command::Diff { path, .. }) => {
-            each_page(&proxy, path, |page| {
+        Some(Command::Diff { path, configuration, .. }) => {
+            each_page(&proxy, of(path, configuration), |page| {
                 for change in &page {
                     print(&change.render())?;
                     if change.differs_inside() {
@@ -145,7 +161,7 @@ async fn all_changes(proxy: &OverlayProxy<'_>, paths: &[String]) -> Result<Vec<C
     let mut changes = Vec::new();
     for path in paths {
         let before = changes.len();
-        each_page(proxy, Some(path.clone()), |page| {
+        each_page(proxy, of(Some(path.clone()), None), |page| {
             changes.extend(page);
             Ok(())
         })
@@ -171,12 +187,12 @@ fn confirm(changes: &[Change], no_reboot: bool) -> Result<(), Failure> {
 /// Asks for all changes, page by page.
 async fn each_page(
     proxy: &OverlayProxy<'_>,
-    path: Option<String>,
+    wanted: ChangesOptions,
     mut show: impl FnMut(Vec<Change>) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
     let mut after = None;
     loop {
-        let options = ChangesOptions { path: path.clone(), after, limit: None };
+        let options = ChangesOptions { after, limit: None, ..wanted.clone() };
         let (page, next) = ask(proxy, options).await?;
         show(page)?;
         if next.is_empty() {
@@ -184,6 +200,23 @@ async fn each_page(
         }
         after = Some(next);
     }
+}
+
+/// Changes at and below a path, of the root or of a saved configuration.
+fn of(path: Option<String>, configuration: Option<String>) -> ChangesOptions {
+    ChangesOptions { path, configuration, ..ChangesOptions::default() }
+}
+
+/// How many changes there are, and how large the files in them.
+pub async fn count(proxy: &OverlayProxy<'_>, configuration: Option<&str>) -> Result<(u64, u64), Failure> {
+    let (mut changes, mut size) = (0, 0);
+    each_page(proxy, of(None, configuration.map(str::to_owned)), |page| {
+        changes += page.len() as u64;
+        size += page.iter().map(|change| change.size).sum::<u64>();
+        Ok(())
+    })
+    .await?;
+    Ok((changes, size))
 }
 
 async fn ask(proxy: &OverlayProxy<'_>, options: ChangesOptions) -> Result<(Vec<Change>, String), CallError> {
@@ -222,18 +255,24 @@ impl Overlay {
             "readonly" => " but for /etc and /var, gone at the next boot",
             _ => "",
         };
-        format!("{}{where_to}: {} of {} in use\n", self.mode, text::bytes(self.used), text::bytes(self.size))
+        let Overlay { mode, size, used, configuration, trial } = self;
+        let (used, size) = (text::bytes(*used), text::bytes(*size));
+        let trial = trial.as_ref().map(Trial::render).unwrap_or_default();
+        format!(
+            "{mode}{where_to}: {used} of {size} in use\nconfiguration {configuration}, and what was changed since\n{trial}"
+        )
     }
 }
 
 impl Modes {
     fn render(&self) -> String {
-        let Modes { now, next, then } = self;
-        match (next == now, then == next) {
+        let Modes { now, next, then, trial } = self;
+        let modes = match (next == now, then == next) {
             (true, true) => format!("{now}\n"),
             (false, true) => format!("{now}; {next} from the next boot on\n"),
             (_, false) => format!("{now}; {next} at the next boot, {then} from then on\n"),
-        }
+        };
+        modes + &trial.as_ref().map(Trial::render).unwrap_or_default()
     }
 }
 
@@ -283,7 +322,7 @@ mod tests {
     #[test]
     fn modes_are_told_as_far_as_they_differ() {
         let told = |now: &str, next: &str, then: &str| {
-            Modes { now: now.into(), next: next.into(), then: then.into() }.render()
+            Modes { now: now.into(), next: next.into(), then: then.into(), trial: None }.render()
         };
         assert_eq!(told("persistent", "persistent", "persistent"), "persistent\n");
         assert_eq!(told("persistent", "readonly", "readonly"), "persistent; readonly from the next boot on\n");

@@ -1,7 +1,7 @@
 //! Numbers and times, for people.
 
 use jiff::civil::{DateTime, Time};
-use jiff::{Span, Timestamp, Zoned};
+use jiff::{SignedDuration, Span, Timestamp, Zoned};
 
 /// Bytes in the largest unit of which there is at least one: `512 MiB`, `1.5 GiB`.
 pub fn bytes(count: u64) -> String {
@@ -19,6 +19,15 @@ pub fn bytes(count: u64) -> String {
         (whole, 0) => format!("{whole} {}", UNITS[unit]),
         (whole, _) if whole >= 100 => format!("{whole} {}", UNITS[unit]),
         (whole, tenth) => format!("{whole}.{tenth} {}", UNITS[unit]),
+    }
+}
+
+/// A while, in the largest unit that it is a whole number of: `90 s`, `10 min`, `2 h`.
+pub fn seconds(count: u32) -> String {
+    match (count % 3600, count % 60) {
+        (0, _) => format!("{} h", count / 3600),
+        (_, 0) => format!("{} min", count / 60),
+        _ => format!("{count} s"),
     }
 }
 
@@ -57,8 +66,24 @@ fn local(time: DateTime, zone: &jiff::tz::TimeZone) -> Result<Timestamp, String>
     zone.to_timestamp(time).map_err(|error| error.to_string())
 }
 
+/// A while, as one types it: `90s`, `10m`, `1h 30m`. In seconds; or what is wrong with it.
+pub fn parse_seconds(text: &str) -> Result<u32, String> {
+    let wrong = |_| format!("`{text}` is no time; write 90s, 10m or 2h");
+    let seconds = text.parse::<Span>().and_then(|span| SignedDuration::try_from(span)).map_err(wrong)?.as_secs();
+    u32::try_from(seconds).ok().filter(|seconds| *seconds > 0).ok_or_else(|| format!("`{text}` cannot be waited for"))
+}
+
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn a_while_is_read_as_it_is_told() {
+        assert_eq!(["90s", "10m", "2h", "1h 30m"].map(|text| parse_seconds(text).unwrap()), [90, 600, 7200, 5400]);
+        assert_eq!([90, 600, 7200, 5400].map(seconds), ["90 s", "10 min", "2 h", "90 min"]);
+        for wrong in ["", "0s", "-5m", "7", "soon", "99999999h"] {
+            assert!(parse_seconds(wrong).is_err(), "{wrong}");
+        }
+    }
+
     use super::*;
 
     #[test]

@@ -6,6 +6,7 @@ use nemos_model::integrity::volume::UnknownVolume;
 use nemos_model::job::InvalidJobId;
 use nemos_model::keys;
 use nemos_model::keys::slot::InvalidKeyslot;
+use nemos_model::overlay::configuration::BadName;
 use nemos_model::reset::UnknownScope;
 use nemos_model::reset::keep::BadKeep;
 use nemos_model::state::NotTaken;
@@ -100,9 +101,9 @@ impl DBusError for Error {
 impl From<NotTaken> for Error {
     fn from(refusal: NotTaken) -> Self {
         let kind = match refusal {
-            NotTaken::Busy(_) | NotTaken::KeptDataWaits(_) => ErrorKind::Busy,
+            NotTaken::Busy(_) | NotTaken::KeptDataWaits(_) | NotTaken::OnTrial(_) => ErrorKind::Busy,
             NotTaken::Text(_) | NotTaken::OtherRequest(_) => ErrorKind::InvalidArgument,
-            NotTaken::NoSuchJob(_) => ErrorKind::NotFound,
+            NotTaken::NoSuchJob(_) | NotTaken::NothingOnTrial => ErrorKind::NotFound,
             NotTaken::Refused(_) | NotTaken::NotTheLatest(_) => ErrorKind::Failed,
         };
         Error::new(kind, refusal.to_string())
@@ -151,6 +152,12 @@ impl From<BadKeep> for Error {
         let kind =
             if matches!(error, BadKeep::NotOpen { .. }) { ErrorKind::Failed } else { ErrorKind::InvalidArgument };
         Error::new(kind, error.to_string())
+    }
+}
+
+impl From<BadName> for Error {
+    fn from(error: BadName) -> Self {
+        Error::new(ErrorKind::InvalidArgument, error.to_string())
     }
 }
 

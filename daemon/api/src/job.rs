@@ -121,7 +121,7 @@ pub fn id_at(path: &str) -> Option<JobId> {
 pub struct JobRecord {
     /// Its name.
     pub id: String,
-    /// `provision`, `take-over`, `reset-overlay`, `reset-factory`, `revert`.
+    /// `provision`, `take-over`, `reset-overlay`, `reset-factory`, `revert`, `save`, `apply`, `go-back`.
     pub kind: String,
     /// `queued`, `waiting-for-reboot`, `running`, `done`, `failed` or `cancelled`.
     pub state: String,
@@ -171,6 +171,8 @@ pub struct JobResult {
     pub grades: Vec<(String, String)>,
     /// How many paths it keeps.
     pub kept: u32,
+    /// The configuration that is saved, applied, or gone back to.
+    pub configuration: Option<String>,
     /// What was checked after a reset: the check, whether it is as it should be, what was seen. Not there before that.
     pub audit: Option<Vec<(String, bool, String)>>,
 }
@@ -221,6 +223,7 @@ impl From<&Job> for JobResult {
             steps: job.steps.iter().map(|done| (done.step.to_string(), done.at.0)).collect(),
             grades: grades.map(|(partition, grade)| (partition.label().to_owned(), grade.name().to_owned())).collect(),
             kept: u32::try_from(job.keep.len()).unwrap_or(u32::MAX),
+            configuration: job.configuration.as_ref().map(ToString::to_string),
             audit: job.audit.as_ref().map(checks),
         }
     }

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod certificate;
+pub mod configuration;
 pub mod error;
 pub mod integrity;
 pub mod job;
@@ -50,6 +51,14 @@ pub mod action {
     pub const OVERLAY_MODE: &str = "org.nemos.device1.overlay.mode";
     /// Take changes to the root back.
     pub const OVERLAY_REVERT: &str = "org.nemos.device1.overlay.revert";
+    /// Save the changes to the root under a name.
+    pub const OVERLAY_SAVE: &str = "org.nemos.device1.overlay.save";
+    /// Put saved changes in the place of those that there are.
+    pub const OVERLAY_APPLY: &str = "org.nemos.device1.overlay.apply";
+    /// Keep what is on trial.
+    pub const OVERLAY_CONFIRM: &str = "org.nemos.device1.overlay.confirm";
+    /// Delete or rename saved changes.
+    pub const OVERLAY_DELETE: &str = "org.nemos.device1.overlay.delete";
     /// See which files differ from the factory image.
     pub const OVERLAY_CHANGES: &str = "org.nemos.device1.overlay.changes";
     /// Take back a job that has not begun.

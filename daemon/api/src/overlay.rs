@@ -1,9 +1,11 @@
 //! The overlay: what it holds, and what differs from the factory image.
 
 use nemos_model::overlay::changes::{Change, from_text, to_text};
+use nemos_model::overlay::{ConfigurationName, Within};
 use std::path::PathBuf;
 use zbus::{DeserializeDict, OwnedObjectPath, SerializeDict, Type, proxy};
 
+use crate::configuration::{ApplyOptions, ConfigurationRecord, SaveOptions, TrialRecord, within};
 use crate::options::{Dictionary, Options};
 use crate::{CallError, Error, ErrorKind};
 
@@ -37,6 +39,38 @@ pub trait Overlay {
     #[zbus(property(emits_changed_signal = "false"))]
     fn used(&self) -> Result<u64, CallError>;
 
+    /// Name of the configuration that was applied last; `factory` if none was.
+    #[zbus(property)]
+    fn active_configuration(&self) -> Result<String, CallError>;
+
+    /// The configurations that are saved.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn configurations(&self) -> Result<Vec<ConfigurationRecord>, CallError>;
+
+    /// What nobody has confirmed yet.
+    #[zbus(property)]
+    fn trial(&self) -> Result<TrialRecord, CallError>;
+
+    /// Has the next boot save the changes to the root under a name, and returns the job.
+    #[zbus(allow_interactive_auth)]
+    fn save(&self, name: &str, options: SaveOptions) -> Result<OwnedObjectPath, CallError>;
+
+    /// Has the next boot put saved changes in the place of those that there are, and returns the job.
+    #[zbus(allow_interactive_auth)]
+    fn apply(&self, name: &str, options: ApplyOptions) -> Result<OwnedObjectPath, CallError>;
+
+    /// Keeps what is on trial.
+    #[zbus(allow_interactive_auth)]
+    fn confirm(&self) -> Result<(), CallError>;
+
+    /// Deletes a saved configuration.
+    #[zbus(allow_interactive_auth)]
+    fn delete(&self, name: &str) -> Result<(), CallError>;
+
+    /// Gives a saved configuration another name.
+    #[zbus(allow_interactive_auth)]
+    fn rename(&self, from: &str, to: &str) -> Result<(), CallError>;
+
     /// Sets the mode from the next boot on.
     #[zbus(allow_interactive_auth)]
     fn set_mode(&self, mode: &str, options: ModeOptions) -> Result<(), CallError>;
@@ -52,19 +86,25 @@ pub trait Overlay {
 
 /// Options of `SetMode`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, SerializeDict, Type)]
-#[zbus(signature = "a{sv}")]
+#[zbus(signature = "a{sv}", rename_all = "kebab-case")]
 pub struct ModeOptions {
     /// For the next boot alone.
     pub once: Option<bool>,
+    /// Seconds from the beginning of the next boot within which it has to be confirmed, or the device goes back.
+    pub confirm_within: Option<u32>,
 }
 
 impl ModeOptions {
-    /// Reads what a caller sent: whether it is for the next boot alone.
-    pub fn parse(dictionary: Dictionary) -> Result<bool, Error> {
+    /// Reads what a caller sent: whether it is for the next boot alone, and whether it has to be confirmed there.
+    pub fn parse(dictionary: Dictionary) -> Result<(bool, Option<Within>), Error> {
         let mut options = Options::new(dictionary);
-        let once = options.take("once")?;
+        let (once, confirm_within) = (options.take("once")?.unwrap_or_default(), options.take("confirm-within")?);
         options.finish()?;
-        Ok(once.unwrap_or_default())
+        if once && confirm_within.is_some() {
+            let message = "a mode for one boot ends with it: there is nothing to confirm";
+            return Err(Error::new(ErrorKind::InvalidArgument, message));
+        }
+        Ok((once, within(confirm_within)?))
     }
 }
 
@@ -100,6 +140,8 @@ pub struct ChangesOptions {
     pub after: Option<String>,
     /// At most so many.
     pub limit: Option<u32>,
+    /// Of this saved configuration, instead of what the root has.
+    pub configuration: Option<String>,
 }
 
 /// [`ChangesOptions`] as a caller sent them. Paths are without the slash at their beginning.
@@ -111,6 +153,8 @@ pub struct WantedChanges {
     pub after: Option<PathBuf>,
     /// See [`ChangesOptions::limit`].
     pub limit: usize,
+    /// See [`ChangesOptions::configuration`].
+    pub configuration: Option<ConfigurationName>,
 }
 
 impl WantedChanges {
@@ -118,6 +162,7 @@ impl WantedChanges {
     pub fn parse(dictionary: Dictionary) -> Result<Self, Error> {
         let mut options = Options::new(dictionary);
         let (path, after, limit) = (options.take("path")?, options.take("after")?, options.take("limit")?);
+        let configuration: Option<String> = options.take("configuration")?;
         options.finish()?;
         let read =
             |text: String| from_text(&text).map_err(|error| Error::new(ErrorKind::InvalidArgument, error.to_string()));
@@ -130,6 +175,7 @@ impl WantedChanges {
             path: path.map(read).transpose()?.unwrap_or_default(),
             after: after.map(read).transpose()?,
             limit: usize::try_from(limit).unwrap_or(usize::MAX),
+            configuration: configuration.map(|name| name.parse()).transpose()?,
         })
     }
 }

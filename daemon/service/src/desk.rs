@@ -171,13 +171,12 @@ impl Desk {
         Ok(self.state().await?.known(key, kind)?.cloned())
     }
 
-    /// Takes a request to take changes back, and gives back its job.
-    pub async fn revert(&self, paths: Vec<KeptPath>, asked: Asked) -> Result<Job, Error> {
+    /// Takes a request that needs no plan, and gives back its job.
+    pub async fn ask(&self, wanted: Wanted, asked: Asked) -> Result<Job, Error> {
         let (id, now) = (self.device.new_job(), self.device.now());
         self.change(|state, _| {
             let Asked { by, key, not_before, reboot } = asked;
-            let taken =
-                state.request(Request { wanted: Wanted::Revert { paths }, by, key, not_before, reboot }, id, now)?;
+            let taken = state.request(Request { wanted, by, key, not_before, reboot }, id, now)?;
             let (Taken::Known(id) | Taken::New(id)) = taken;
             state.job(id).cloned().ok_or_else(|| NotTaken::NoSuchJob(id).into())
         })

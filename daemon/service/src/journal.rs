@@ -8,6 +8,7 @@ use nemos_model::health::{Finding, Health, verdict};
 use nemos_model::integrity::{Event, Scrub};
 use nemos_model::job::{Job, Requester};
 use nemos_model::keys::KeyslotId;
+use nemos_model::overlay::Tried;
 use tracing::{info, warn};
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
@@ -25,6 +26,8 @@ pub const CARRIED_OUT: &str = "a5e738d0a83547bd9b1074871801f537";
 pub const REBOOTING: &str = "a2b301af0b2f4c81bec74083d08b35f5";
 /// The device did not reboot for a job, which waits: `NEMOS_JOB`, `NEMOS_ERROR`.
 pub const NOT_REBOOTED: &str = "92db5250c58b409592baf0c0c7ebca0a";
+/// The device reboots to go back from what nobody has confirmed: `NEMOS_TRIED`.
+pub const GOING_BACK: &str = "c6c85df48213416c8e14c4f49b8a6691";
 /// The health changed: `NEMOS_HEALTH`, `NEMOS_FINDINGS`.
 pub const HEALTH_CHANGED: &str = "92336534cebc4b87bb80bee35c78ebf8";
 
@@ -107,6 +110,12 @@ pub fn not_rebooted(job: JobId, error: &str) {
         nemos_error = error,
         "cannot reboot ({error}); job {job} waits for the next boot"
     );
+}
+
+/// Health is critical while something is on trial.
+pub fn going_back(tried: &Tried) {
+    let name = tried.to_string();
+    warn!(message_id = GOING_BACK, nemos_tried = name, "health is critical: rebooting to go back from {tried}");
 }
 
 /// What this boot did before nemosd was there to say so.

@@ -16,7 +16,7 @@ use nemosd::device::ThisDevice;
 use nemosd::integrity::storage::ThisStorage;
 use nemosd::integrity::{Integrity, listen, name_owners, scrub};
 use nemosd::keys::{self, Keyring};
-use nemosd::{journal, reboot};
+use nemosd::{configuration, journal, reboot};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -64,6 +64,8 @@ async fn run() -> anyhow::Result<()> {
     scrub::resume(&integrity);
     let of_the_keys = Arc::clone(&service);
     tokio::spawn(async move { keys::settle(&of_the_keys).await });
+    let of_the_overlay = Arc::clone(&service);
+    tokio::spawn(async move { configuration::settle(&of_the_overlay).await });
     tokio::spawn(name_owners(Arc::clone(&integrity)));
     if let Ok(Some(job)) = service.desk.carried_out().await {
         journal::carried_out(&job);
@@ -92,6 +94,9 @@ async fn run() -> anyhow::Result<()> {
                     Err(error) => warn!("no job can become due: {error}"),
                 }
                 notify(&[NotifyState::Watchdog]);
+                if let Some(tried) = service.failed_trial().await {
+                    reboot::to_go_back(&asking, &tried).await;
+                }
             }
         }
         if let Err(error) = announcer.announce(objects, &service).await {

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use nemos_model::JobId;
+use nemos_model::overlay::Tried;
 use tokio::time::timeout;
+use tracing::warn;
 use zbus::{Connection, proxy};
 
 use crate::journal;
@@ -27,6 +29,16 @@ pub async fn for_job(connection: &Connection, job: JobId) {
         Ok(Ok(())) => {}
         Ok(Err(error)) => journal::not_rebooted(job, &error.to_string()),
         Err(_) => journal::not_rebooted(job, "systemd-logind does not answer"),
+    }
+}
+
+/// Reboots so that the next boot goes back from what nobody has confirmed. If logind refuses, it is asked again.
+pub async fn to_go_back(connection: &Connection, tried: &Tried) {
+    journal::going_back(tried);
+    match timeout(LIMIT, ask(connection)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => warn!("cannot reboot to go back from {tried}: {error}"),
+        Err(_) => warn!("cannot reboot to go back from {tried}: systemd-logind does not answer"),
     }
 }
 

@@ -8,8 +8,9 @@ use nemos_model::JobId;
 use nemos_model::health::{Finding, verdict};
 use nemos_model::job::Job as JobFacts;
 use nemos_model::keys::{Change, Slot};
-use nemos_model::overlay::Modes;
+use nemos_model::overlay::{ConfigurationName, Modes, Trial};
 use nemos_model::stack::{LayerState, layers};
+use nemos_model::state::DeviceState;
 use zbus::ObjectServer;
 use zbus::object_server::{Interface, InterfaceRef};
 
@@ -30,7 +31,7 @@ pub struct Announcer {
     layers: Vec<(String, LayerState, String)>,
     jobs: Vec<JobFacts>,
     integrity: Option<Arc<View>>,
-    modes: Option<Modes>,
+    overlay: Option<(Modes, ConfigurationName, Option<Trial>)>,
     keys: Option<(Vec<Slot>, Option<Change>)>,
 }
 
@@ -40,7 +41,7 @@ impl Announcer {
         self.jobs(objects, service).await?;
         self.storage(objects, service).await?;
         self.integrity(objects, service).await?;
-        self.modes(objects, service).await?;
+        self.overlay(objects, service).await?;
         self.keys(objects, service).await?;
         self.health(objects, service).await
     }
@@ -92,16 +93,19 @@ impl Announcer {
         Ok(interface.get().await.state_changed(emitter).await?)
     }
 
-    async fn modes(&mut self, objects: &ObjectServer, service: &Service) -> Result<(), Error> {
-        let modes = service.desk.state().await.ok().map(|state| state.modes);
-        if self.modes == modes {
+    async fn overlay(&mut self, objects: &ObjectServer, service: &Service) -> Result<(), Error> {
+        let wanted = |state: DeviceState| (state.modes(), state.configuration().clone(), state.trial().cloned());
+        let overlay = service.desk.state().await.ok().map(wanted);
+        if self.overlay == overlay {
             return Ok(());
         }
-        self.modes = modes;
+        self.overlay = overlay;
         let interface = interface::<Overlay>(objects).await?;
         let emitter = interface.signal_emitter();
         interface.get().await.next_mode_changed(emitter).await?;
-        Ok(interface.get().await.mode_after_next_changed(emitter).await?)
+        interface.get().await.mode_after_next_changed(emitter).await?;
+        interface.get().await.active_configuration_changed(emitter).await?;
+        Ok(interface.get().await.trial_changed(emitter).await?)
     }
 
     async fn keys(&mut self, objects: &ObjectServer, service: &Service) -> Result<(), Error> {

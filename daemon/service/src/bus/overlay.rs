@@ -4,22 +4,25 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
+use nemos_api::configuration::{ApplyOptions, ConfigurationRecord, SaveOptions, TrialRecord};
 use nemos_api::options::Dictionary;
 use nemos_api::overlay::{ChangeRecord, ModeOptions, RevertOptions, WantedChanges};
 use nemos_api::{Error, ErrorKind, action};
 use nemos_host::overlay::changes::Trees;
 use nemos_host::overlay::revert::RevertError;
-use nemos_model::job::{Job, Kind};
+use nemos_model::job::{Job, Kind, Requester};
 use nemos_model::overlay::revert::decide;
 use nemos_model::overlay::{LOWER_MOUNT, Mode, UPPER_FOLDER, UPPER_MOUNT};
 use nemos_model::reset::KeptPath;
 use nemos_model::stack::SeenMount;
+use nemos_model::state::Wanted;
 use tokio::task::spawn_blocking;
 use zbus::message::Header;
 use zbus::object_server::ResponseDispatchNotifier;
 use zbus::{ObjectServer, OwnedObjectPath, interface};
 
 use crate::bus::Service;
+use crate::configuration;
 use crate::desk::Asked;
 use crate::journal;
 
@@ -58,6 +61,36 @@ impl Overlay {
         })
     }
 
+    /// Notes in the journal how a request for a job ended, and replies with the job.
+    async fn answer(
+        &self,
+        action: &str,
+        taken: Result<(Job, bool), Error>,
+        caller: &Requester,
+        objects: &ObjectServer,
+    ) -> Result<ResponseDispatchNotifier<OwnedObjectPath>, Error> {
+        journal::request(action, caller, taken.as_ref().map(|(job, _)| job.id));
+        let (job, reboot) = taken?;
+        self.service.answer(objects, &job, reboot).await
+    }
+
+    /// Does what makes no job, for who may ask it, and notes in the journal how it ended.
+    async fn admitted(
+        &self,
+        action: &'static str,
+        call: &Header<'_>,
+        work: impl Future<Output = Result<(), Error>>,
+    ) -> Result<(), Error> {
+        let gate = &self.service.gate;
+        let caller = gate.caller(call).await.inspect_err(|error| journal::stranger(action, error))?;
+        let outcome = match gate.admit(call, &caller, action).await {
+            Ok(()) => work.await,
+            Err(refusal) => Err(refusal),
+        };
+        journal::change(action, &caller, outcome.as_ref().copied());
+        outcome
+    }
+
     /// A number of the overlay's file system; 0 if it is not mounted.
     async fn mounted(&self, number: impl FnOnce(&SeenMount) -> u64) -> Result<u64, Error> {
         let seen = self.service.desk.seen().await?;
@@ -80,7 +113,10 @@ fn parse(mode: &str) -> Result<Mode, Error> {
 
 /// One page of changes, and where to go on.
 fn changes(wanted: &WantedChanges) -> Result<(Vec<ChangeRecord>, String), Error> {
-    let upper = Path::new(UPPER_MOUNT).join(UPPER_FOLDER);
+    let upper = match &wanted.configuration {
+        None => Path::new(UPPER_MOUNT).join(UPPER_FOLDER),
+        Some(name) => configuration::tree(name)?,
+    };
     let trees = trees(&upper);
     let mut page: Vec<ChangeRecord> = Vec::new();
     let mut more = false;
@@ -107,12 +143,12 @@ impl Overlay {
 
     #[zbus(property)]
     async fn next_mode(&self) -> Result<String, Error> {
-        Ok(self.service.desk.state().await?.modes.next().to_string())
+        Ok(self.service.desk.state().await?.modes().next().to_string())
     }
 
     #[zbus(property)]
     async fn mode_after_next(&self) -> Result<String, Error> {
-        Ok(self.service.desk.state().await?.modes.then().to_string())
+        Ok(self.service.desk.state().await?.modes().then().to_string())
     }
 
     #[zbus(property)]
@@ -125,22 +161,81 @@ impl Overlay {
         self.mounted(|mount| mount.used).await
     }
 
-    async fn set_mode(&self, mode: &str, options: Dictionary, #[zbus(header)] call: Header<'_>) -> Result<(), Error> {
-        let action = action::OVERLAY_MODE;
-        let Service { gate, desk, .. } = &*self.service;
-        let caller = gate.caller(&call).await.inspect_err(|error| journal::stranger(action, error))?;
-        let set = async {
+    #[zbus(property)]
+    async fn active_configuration(&self) -> Result<String, Error> {
+        Ok(self.service.desk.state().await?.configuration().to_string())
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    async fn configurations(&self) -> Result<Vec<ConfigurationRecord>, Error> {
+        configuration::list().await
+    }
+
+    #[zbus(property)]
+    async fn trial(&self) -> Result<TrialRecord, Error> {
+        Ok(self.service.desk.state().await?.trial().map(TrialRecord::from).unwrap_or_default())
+    }
+
+    #[zbus(out_args("job"))]
+    async fn save(
+        &self,
+        name: &str,
+        options: Dictionary,
+        #[zbus(header)] call: Header<'_>,
+        #[zbus(object_server)] objects: &ObjectServer,
+    ) -> Result<ResponseDispatchNotifier<OwnedObjectPath>, Error> {
+        let action = action::OVERLAY_SAVE;
+        let gate = &self.service.gate;
+        let mut caller = gate.caller(&call).await.inspect_err(|error| journal::stranger(action, error))?;
+        let taken = async {
             gate.admit(&call, &caller, action).await?;
-            let (mode, once) = (parse(mode)?, ModeOptions::parse(options)?);
-            desk.note(|state| {
-                state.modes.set(mode, once);
-                Ok(())
-            })
-            .await
+            let options = SaveOptions::parse(options)?;
+            caller.label.clone_from(&options.label);
+            let reboot = options.reboot.unwrap_or_default();
+            Ok((self.service.save(name, caller.clone(), options).await?, reboot))
         };
-        let outcome = set.await;
-        journal::change(action, &caller, outcome.as_ref().copied());
-        outcome
+        self.answer(action, taken.await, &caller, objects).await
+    }
+
+    #[zbus(out_args("job"))]
+    async fn apply(
+        &self,
+        name: &str,
+        options: Dictionary,
+        #[zbus(header)] call: Header<'_>,
+        #[zbus(object_server)] objects: &ObjectServer,
+    ) -> Result<ResponseDispatchNotifier<OwnedObjectPath>, Error> {
+        let action = action::OVERLAY_APPLY;
+        let gate = &self.service.gate;
+        let mut caller = gate.caller(&call).await.inspect_err(|error| journal::stranger(action, error))?;
+        let taken = async {
+            gate.admit(&call, &caller, action).await?;
+            let options = ApplyOptions::parse(options)?;
+            caller.label.clone_from(&options.label);
+            let reboot = options.reboot.unwrap_or_default();
+            Ok((self.service.apply(name, caller.clone(), options).await?, reboot))
+        };
+        self.answer(action, taken.await, &caller, objects).await
+    }
+
+    async fn confirm(&self, #[zbus(header)] call: Header<'_>) -> Result<(), Error> {
+        self.admitted(action::OVERLAY_CONFIRM, &call, self.service.confirm()).await
+    }
+
+    async fn delete(&self, name: &str, #[zbus(header)] call: Header<'_>) -> Result<(), Error> {
+        self.admitted(action::OVERLAY_DELETE, &call, self.service.delete(name)).await
+    }
+
+    async fn rename(&self, from: &str, to: &str, #[zbus(header)] call: Header<'_>) -> Result<(), Error> {
+        self.admitted(action::OVERLAY_DELETE, &call, self.service.rename(from, to)).await
+    }
+
+    async fn set_mode(&self, mode: &str, options: Dictionary, #[zbus(header)] call: Header<'_>) -> Result<(), Error> {
+        let set = async {
+            let (mode, (once, within)) = (parse(mode)?, ModeOptions::parse(options)?);
+            self.service.desk.note(|state| Ok(state.set_mode(mode, once, within)?)).await
+        };
+        self.admitted(action::OVERLAY_MODE, &call, set).await
     }
 
     /// Replies, and only then reboots, if that is wished.
@@ -166,12 +261,9 @@ impl Overlay {
             }
             let paths = self.revertible(&paths).await?;
             let asked = Asked { by: caller.clone(), key: options.key, not_before: None, reboot };
-            Ok((self.service.desk.revert(paths, asked).await?, reboot))
+            Ok((self.service.desk.ask(Wanted::Revert { paths }, asked).await?, reboot))
         };
-        let taken: Result<(Job, bool), Error> = taken.await;
-        journal::request(action, &caller, taken.as_ref().map(|(job, _)| job.id));
-        let (taken, reboot) = taken?;
-        self.service.answer(objects, &taken, reboot).await
+        self.answer(action, taken.await, &caller, objects).await
     }
 
     /// Names of files are not for everybody.

@@ -393,6 +393,7 @@ fn healthy_storage() -> Observed {
             provider: Some(Provider::DemoKey),
             keyslot: None,
             job: None,
+            went_back: None,
             preloaded_hash: None,
             headers: Vec::new(),
             repaired: Vec::new(),

@@ -1,0 +1,208 @@
+//! Saved configurations, and what is on trial: what may be asked, and what is done while the system runs.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use nemos_api::configuration::{ApplyOptions, ConfigurationRecord, SaveOptions, within};
+use nemos_api::{Error, ErrorKind};
+use nemos_host::overlay::configuration::{self as host, ConfigurationError};
+use nemos_host::overlay::trial::{self, TrialError};
+use nemos_host::overlay::volume_mount;
+use nemos_model::health::{Health, verdict};
+use nemos_model::job::{Job, JobState, Kind, Requester};
+use nemos_model::overlay::{ConfigurationName, Mode, Tried};
+use nemos_model::state::{NotTaken, Wanted};
+use tokio::task::spawn_blocking;
+use tracing::warn;
+
+use crate::bus::Service;
+use crate::desk::Asked;
+
+/// All saved configurations, by name.
+pub async fn list() -> Result<Vec<ConfigurationRecord>, Error> {
+    blocking(|| {
+        let found = host::list(volume_mount()).map_err(|error| refusal(&error))?;
+        let record = |(name, about): (ConfigurationName, Result<_, ConfigurationError>)| {
+            ConfigurationRecord::new(&name, about.as_ref().map_err(ToString::to_string))
+        };
+        Ok(found.into_iter().map(record).collect())
+    })
+    .await
+}
+
+/// Where the changes of a saved configuration are.
+pub fn tree(name: &ConfigurationName) -> Result<PathBuf, Error> {
+    let tree = host::tree(volume_mount(), name);
+    // The factory configuration has no changes, and so no place.
+    if name.is_factory() || tree.is_dir() {
+        Ok(tree)
+    } else {
+        Err(refusal(&ConfigurationError::NotThere(name.clone())))
+    }
+}
+
+impl Service {
+    /// Asks to have the changes to the root saved.
+    pub async fn save(&self, name: &str, by: Requester, options: SaveOptions) -> Result<Job, Error> {
+        let name = name.parse::<ConfigurationName>()?.saved()?;
+        if let Some(job) = self.desk.known(options.key.as_deref(), Kind::Save).await? {
+            return Ok(job);
+        }
+        self.writes_to_volume("saved").await?;
+        let replace = options.replace.unwrap_or_default();
+        let wanted = name.clone();
+        let there = blocking(move || match host::about(volume_mount(), &wanted) {
+            Err(ConfigurationError::NotThere(_)) => Ok(false),
+            _ => Ok(true),
+        });
+        if !replace && there.await? {
+            return Err(refusal(&ConfigurationError::Exists(name)));
+        }
+        let asked = Asked { by, key: options.key, not_before: None, reboot: options.reboot.unwrap_or_default() };
+        self.desk.ask(Wanted::Save { name, replace }, asked).await
+    }
+
+    /// Asks to have saved changes put in the place of those that there are.
+    pub async fn apply(&self, name: &str, by: Requester, options: ApplyOptions) -> Result<Job, Error> {
+        let (name, within) = (name.parse::<ConfigurationName>()?, within(options.confirm_within)?);
+        if let Some(job) = self.desk.known(options.key.as_deref(), Kind::Apply).await? {
+            return Ok(job);
+        }
+        self.writes_to_volume("applied").await?;
+        let next = self.desk.state().await?.modes().next();
+        if next != Mode::Persistent {
+            let message = format!("the next boot is {next}, and would not have it; `nemosctl overlay mode persistent`");
+            return Err(Error::new(ErrorKind::NotSupported, message));
+        }
+        if within.is_some() && verdict(&self.findings().await?) == Health::Critical {
+            let message = "health is critical already, and so could not turn so and have the device go back; see `nemosctl health`";
+            return Err(Error::new(ErrorKind::NotSupported, message));
+        }
+        if !name.is_factory() {
+            self.fits(&name, options.force.unwrap_or_default()).await?;
+        }
+        let asked = Asked { by, key: options.key, not_before: None, reboot: options.reboot.unwrap_or_default() };
+        self.desk.ask(Wanted::Apply { name, within }, asked).await
+    }
+
+    /// A configuration of another image may hide what is new in this one.
+    async fn fits(&self, name: &ConfigurationName, force: bool) -> Result<(), Error> {
+        let wanted = name.clone();
+        let about = blocking(move || host::about(volume_mount(), &wanted).map_err(|error| refusal(&error))).await?;
+        let here = self.desk.seen().await?.report.as_ref().map(|report| report.root_hash);
+        if force || here == Some(about.root_hash) {
+            return Ok(());
+        }
+        let (image, here) = (about.image, self.desk.image().await?);
+        let message = format!(
+            "configuration {name} was made on {} {}, and this is {} {}: files that the image has changed since are hidden by older ones of it; `nemosctl overlay show {name}` tells its changes, and --force applies it all the same",
+            image.id, image.version, here.id, here.version
+        );
+        Err(Error::new(ErrorKind::NotSupported, message))
+    }
+
+    /// Deletes a saved configuration.
+    pub async fn delete(&self, name: &str) -> Result<(), Error> {
+        let name = name.parse::<ConfigurationName>()?.saved()?;
+        self.is_not_awaited(&name).await?;
+        self.writes_to_volume("deleted").await?;
+        blocking(move || host::delete(volume_mount(), &name).map_err(|error| refusal(&error))).await
+    }
+
+    /// Gives a saved configuration another name.
+    pub async fn rename(&self, from: &str, to: &str) -> Result<(), Error> {
+        let (from, to) = (from.parse::<ConfigurationName>()?.saved()?, to.parse::<ConfigurationName>()?.saved()?);
+        for name in [&from, &to] {
+            self.is_not_awaited(name).await?;
+        }
+        self.writes_to_volume("renamed").await?;
+        let (old, new) = (from.clone(), to.clone());
+        blocking(move || host::rename(volume_mount(), &old, &new).map_err(|error| refusal(&error))).await?;
+        if *self.desk.state().await?.configuration() == from {
+            let follows = self.desk.note(|state| {
+                state.configuration_renamed(&from, to);
+                Ok(())
+            });
+            follows.await?;
+        }
+        Ok(())
+    }
+
+    /// Keeps what is on trial.
+    pub async fn confirm(&self) -> Result<(), Error> {
+        self.desk.note(|state| Ok(state.confirm().map(drop)?)).await?;
+        blocking(|| trial::end().map_err(|error| not_ended(&error))).await?;
+        forget_previous().await;
+        Ok(())
+    }
+
+    /// What is on trial at this boot, if it has turned the device critical.
+    pub async fn failed_trial(&self) -> Option<Tried> {
+        let state = self.desk.state().await.ok()?;
+        let trial = state.trial().filter(|trial| trial.running)?;
+        let findings = self.findings().await.ok()?;
+        (verdict(&findings) == Health::Critical).then(|| trial.tried.clone())
+    }
+
+    async fn is_not_awaited(&self, name: &ConfigurationName) -> Result<(), Error> {
+        let state = self.desk.state().await?;
+        match state.pending().filter(|job| job.configuration.as_ref() == Some(name)) {
+            Some(job) => Err(NotTaken::Busy(job.id).into()),
+            None => Ok(()),
+        }
+    }
+
+    /// In another mode the volume is there to be read.
+    async fn writes_to_volume(&self, what: &str) -> Result<(), Error> {
+        let seen = self.desk.seen().await?;
+        if seen.report.as_ref().is_some_and(|report| report.mode == Mode::Persistent) {
+            return Ok(());
+        }
+        let message = format!("nothing can be {what} at this boot, whose overlay is in memory");
+        Err(Error::new(ErrorKind::NotSupported, message))
+    }
+}
+
+/// Takes away what interrupted work has left, and what nobody can go back to.
+pub async fn settle(service: &Arc<Service>) {
+    let Ok(seen) = service.desk.seen().await else { return };
+    if seen.report.as_ref().is_none_or(|report| report.mode != Mode::Persistent) {
+        return;
+    }
+    let removed = blocking(|| host::remove_leftovers(volume_mount()).map_err(|error| refusal(&error)));
+    if let Err(error) = removed.await {
+        warn!("what interrupted work has left takes up room still: {error}");
+    }
+    let Ok(state) = service.desk.state().await else { return };
+    // A job that is under way, or was given up, may still need it.
+    let is_settled = state.trial().is_none()
+        && state.jobs().last().is_none_or(|job| job.state.is_final() && job.state != JobState::Failed);
+    if is_settled {
+        forget_previous().await;
+    }
+}
+
+async fn forget_previous() {
+    let forgotten = blocking(|| host::forget_previous(volume_mount()).map_err(|error| refusal(&error)));
+    if let Err(error) = forgotten.await {
+        warn!("what was there before takes up room still: {error}");
+    }
+}
+
+fn not_ended(error: &TrialError) -> Error {
+    Error::new(ErrorKind::Failed, format!("it is confirmed, and this boot ends all the same: {error}"))
+}
+
+fn refusal(error: &ConfigurationError) -> Error {
+    let kind = match error {
+        ConfigurationError::NotThere(_) => ErrorKind::NotFound,
+        ConfigurationError::Exists(_) => ErrorKind::InvalidArgument,
+        ConfigurationError::Unreadable { .. } => ErrorKind::Corrupt,
+        _ => ErrorKind::Failed,
+    };
+    Error::new(kind, error.to_string())
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+    spawn_blocking(work).await.unwrap_or_else(|error| Err(Error::new(ErrorKind::Failed, error.to_string())))
+}
