@@ -377,3 +377,110 @@ proptest! {
         let _ = DeviceState::parse(&bytes);
     }
 }
+
+fn asks(wanted: Wanted) -> Request {
+    Request { wanted, ..factory() }
+}
+
+fn apply(name: &str, within: Option<u32>) -> Request {
+    let within = within.map(|seconds| Within::try_from(seconds).unwrap());
+    asks(Wanted::Apply { name: name.parse().unwrap(), within })
+}
+
+/// Applies a configuration at a boot.
+fn applied(state: &mut DeviceState, job: u128, within: Option<u32>) {
+    state.request(apply("site", within), id(job), Timestamp(1)).unwrap();
+    assert_eq!(boots(state, 2), AtBoot::CarryOut(id(job)));
+    finish(state, id(job));
+}
+
+#[test]
+fn a_configuration_that_nobody_confirms_is_gone_back_from_once() {
+    let mut state = provisioned();
+    applied(&mut state, 1, Some(60));
+    assert_eq!(state.configuration().as_str(), "site");
+    let AtBoot::CarryOut(back) = boots(&mut state, 3) else { panic!("it stays") };
+    assert_eq!(state.job(back).unwrap().kind, Kind::GoBack);
+    finish(&mut state, back);
+    assert!(state.configuration().is_factory() && state.trial().is_none());
+    assert_eq!(boots(&mut state, 4), AtBoot::Nothing);
+}
+
+#[test]
+fn a_configuration_that_is_confirmed_or_had_not_to_be_stays() {
+    for within in [Some(60), None] {
+        let mut state = provisioned();
+        applied(&mut state, 1, within);
+        assert_eq!(state.confirm().is_ok(), within.is_some());
+        assert_eq!(boots(&mut state, 3), AtBoot::Nothing);
+        assert_eq!(state.configuration().as_str(), "site");
+        assert_eq!(state.confirm(), Err(NotTaken::NothingOnTrial));
+    }
+}
+
+#[test]
+fn nothing_is_built_on_what_is_on_trial_but_a_reset_takes_it() {
+    let mut state = provisioned();
+    applied(&mut state, 1, Some(60));
+    let save = asks(Wanted::Save { name: "other".parse().unwrap(), replace: false });
+    let later = Request { not_before: Some(Timestamp(99)), ..factory() };
+    for request in [save, apply("other", None), later] {
+        assert!(matches!(state.request(request, id(2), Timestamp(3)), Err(NotTaken::OnTrial(_))));
+    }
+    assert!(matches!(state.set_mode(Mode::Volatile, false, None), Err(NotTaken::OnTrial(_))));
+    state.request(factory(), id(2), Timestamp(3)).unwrap();
+    assert_eq!(state.confirm(), Err(NotTaken::Busy(id(2))));
+    assert_eq!(boots(&mut state, 4), AtBoot::CarryOut(id(2)), "the reset goes first");
+    finish(&mut state, id(2));
+    assert!(state.trial().is_none() && state.configuration().is_factory());
+}
+
+#[test]
+fn a_way_back_that_was_given_up_waits_for_somebody() {
+    let mut state = provisioned();
+    applied(&mut state, 1, Some(60));
+    let AtBoot::CarryOut(back) = boots(&mut state, 3) else { panic!("it stays") };
+    fails(&mut state, back);
+    assert_eq!(boots(&mut state, 4), AtBoot::Nothing);
+    state.retry(back).unwrap();
+    assert_eq!(boots(&mut state, 5), AtBoot::CarryOut(back));
+    finish(&mut state, back);
+    assert!(state.trial().is_none());
+}
+
+#[test]
+fn whoever_boots_for_a_factory_reset_gets_it_whatever_is_on_trial() {
+    let mut state = provisioned();
+    applied(&mut state, 1, Some(60));
+    assert_eq!(state.begin_at_boot(id(9), true, Timestamp(3)).unwrap(), AtBoot::CarryOut(id(9)));
+    assert_eq!(state.job(id(9)).unwrap().kind, Kind::Reset { scope: Scope::Factory });
+}
+
+proptest! {
+    /// Whatever is asked of modes, confirmed or not, in whatever order with boots: a mode that has to be confirmed and is not
+    /// lasts for one boot, and the mode before it is there again.
+    #[test]
+    fn a_mode_on_trial_lasts_for_one_boot_unless_it_is_confirmed(
+        asked in prop::collection::vec((0..3usize, any::<bool>(), any::<bool>()), 1..12)
+    ) {
+        let mut state = provisioned();
+        let mut standing = Mode::Persistent;
+        for (mode, is_on_trial, is_confirmed) in asked {
+            let mode = Mode::ALL[mode];
+            let within = is_on_trial.then(|| Within::try_from(60).unwrap());
+            state.set_mode(mode, false, within).unwrap();
+            prop_assert_eq!(state.confirm(), Err(NotTaken::NothingOnTrial), "it was not seen yet");
+            prop_assert_eq!(state.begin_mode(), (mode, None));
+            if is_on_trial && is_confirmed {
+                prop_assert!(state.confirm().is_ok());
+            }
+            if is_on_trial && !is_confirmed {
+                let (mode_after, went_back) = state.begin_mode();
+                prop_assert_eq!((mode_after, went_back.is_some()), (standing, true));
+            } else {
+                standing = mode;
+            }
+            prop_assert_eq!(state.begin_mode(), (standing, None));
+        }
+    }
+}
