@@ -6,6 +6,7 @@
 mod behaviour;
 mod builder;
 mod certificate;
+mod configuration;
 mod containers;
 mod daemon;
 mod damage;
@@ -82,6 +83,7 @@ fn main() -> ExitCode {
         reset::what_cannot_be_kept_is_refused_in_a_sentence,
         reset::a_reset_for_later_can_be_taken_back_and_there_is_one_at_a_time,
         reset::systemds_factory_reset_target_ends_in_the_same_reset,
+        configuration::what_is_saved_is_applied_and_what_is_not_confirmed_is_gone_back_from,
         overlay::what_was_changed_is_told_and_what_was_not_is_not,
         overlay::what_is_taken_back_is_as_the_image_has_it_after_the_next_boot,
         overlay::a_read_only_device_is_whole_and_takes_changes_only_where_it_must,
@@ -112,6 +114,7 @@ fn main() -> ExitCode {
         integrity::a_healthy_device_is_silent_through_ten_boots_and_a_power_cut,
         reset::the_command_line_ends_in_the_same_reset,
         reset::a_reset_that_cannot_be_finished_leaves_the_device_up_and_can_be_tried_again,
+        configuration::a_device_that_nobody_reaches_any_more_goes_back_by_itself,
         overlay::a_mode_ends_when_it_should_and_the_changes_have_waited,
         power::a_first_boot_that_loses_its_power_is_finished_at_the_next_boot,
         certificate::the_key_outlives_two_resets_and_tells_them_apart,
