@@ -251,6 +251,7 @@ pub enum IntegrityCommand {
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   nemosctl overlay                     where changes go, and how much room they take
+  nemosctl overlay usage               what takes the room, and what is left
   nemosctl overlay mode                where changes go at this boot, and at the next
   nemosctl overlay mode volatile --once
                                        the next boot has the root as the image has it, and forgets what is changed there
@@ -258,6 +259,7 @@ pub enum IntegrityCommand {
   nemosctl overlay diff                what differs from the factory image
   nemosctl overlay diff /etc --json
   nemosctl overlay diff /etc --content line by line
+  nemosctl overlay diff --shadowed     what hides files that this image has changed since
   nemosctl overlay revert /etc/ssh     at the next boot it is as the image has it; says what goes, and asks
   nemosctl overlay diff --stat         how many changes, and how large, by folder
   nemosctl overlay save site-7         the next boot saves the changes under that name
@@ -302,6 +304,8 @@ pub enum OverlayCommand {
         #[arg(long)]
         no_reboot: bool,
     },
+    /// Say what takes room on the overlay's volume, and how much room there is in memory
+    Usage,
     /// List what differs from the factory image: added, changed, metadata, deleted, replaced, renamed, type
     Diff {
         /// Only at and below this path
@@ -315,6 +319,9 @@ pub enum OverlayCommand {
         /// Of this saved configuration, instead of what the root has
         #[arg(long, value_name = "NAME")]
         configuration: Option<String>,
+        /// Only those that hide what a newer image has changed since they were made
+        #[arg(long)]
+        shadowed: bool,
     },
 }
 

@@ -33,6 +33,7 @@ mod status;
 mod style;
 mod table;
 mod text;
+mod usage;
 
 /// Why a command came to nothing.
 #[derive(Debug, Error)]

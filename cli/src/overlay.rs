@@ -14,7 +14,7 @@ use crate::configuration::{self, Trial};
 use crate::content::difference;
 use crate::job::Accepted;
 use crate::output::{Output, agrees, can_ask, print};
-use crate::{table, text};
+use crate::{table, text, usage};
 
 /// The overlay, as in `--json`; keys are added, never changed.
 #[derive(Debug, Serialize)]
@@ -50,6 +50,8 @@ struct Change {
     size: u64,
     factory_size: Option<u64>,
     from: Option<String>,
+    /// Whether it hides what a newer image has changed.
+    shadowed: bool,
     /// As `diff --unified` tells it, with `--content`.
     #[serde(skip_serializing_if = "Option::is_none")]
     difference: Option<String>,
@@ -100,10 +102,11 @@ pub async fn run(connection: &Connection, arguments: Arguments, output: Output) 
             };
             output.show(&modes, Modes::render)?;
         }
-        Some(Command::Diff { path, configuration, stat: true, .. }) => {
+        Some(Command::Usage) => usage::run(&proxy, output).await?,
+        Some(Command::Diff { path, configuration, stat: true, shadowed, .. }) => {
             let mut totals = Totals::default();
             each_page(&proxy, of(path, configuration), |page| {
-                for change in &page {
+                for change in page.iter().filter(|change| change.shadowed || !shadowed) {
                     totals.add(change);
                 }
                 Ok(())
@@ -113,10 +116,10 @@ pub async fn run(connection: &Connection, arguments: Arguments, output: Output) 
             output.show(&totals, |totals| render_totals(totals))?;
         }
         // A list for programs is whole or not at all; one for people is shown as it comes.
-        Some(Command::Diff { path, configuration, content, .. }) if output.json => {
+        Some(Command::Diff { path, configuration, content, shadowed, .. }) if output.json => {
             let mut changes = Vec::new();
             each_page(&proxy, of(path, configuration), |page| {
-                changes.extend(page);
+                changes.extend(page.into_iter().filter(|change| change.shadowed || !shadowed));
                 Ok(())
             })
             .await?;
@@ -137,18 +140,16 @@ pub async fn run(connection: &Connection, arguments: Arguments, output: Output) 
             let accepted = Accepted::of(connection, &job, !no_reboot).await?;
             output.show(&accepted, |accepted| accepted.render("the next boot takes the changes back"))?;
         }
-        Some(Command::Diff { path, configuration, content: false, .. }) => {
-            each_page(&proxy, of(path, configuration), |page| Ok(print(&render_changes(&page))?)).await?;
-        }
-        Some(Command::Diff { path, configuration, .. }) => {
+        Some(Command::Diff { path, configuration, content, shadowed, .. }) => {
             each_page(&proxy, of(path, configuration), |page| {
-                for change in &page {
-                    print(&change.render())?;
-                    if change.differs_inside() {
-                        print(&difference(&change.path)?)?;
+                let mut told = String::new();
+                for change in page.iter().filter(|change| change.shadowed || !shadowed) {
+                    told.push_str(&change.render());
+                    if content && change.differs_inside() {
+                        told.push_str(&difference(&change.path)?);
                     }
                 }
-                Ok(())
+                Ok(print(&told)?)
             })
             .await?;
         }
@@ -291,14 +292,15 @@ impl Change {
             _ => String::new(),
         };
         let folder = if self.kind == "folder" && self.path != "/" { "/" } else { "" };
-        format!("{:8}  {}{folder}{was}\n", self.what, self.path)
+        let shadowed = if self.shadowed { " [shadowed: this image has another]" } else { "" };
+        format!("{:8}  {}{folder}{was}{shadowed}\n", self.what, self.path)
     }
 }
 
 impl From<ChangeRecord> for Change {
     fn from(record: ChangeRecord) -> Self {
-        let ChangeRecord { path, what, kind, size, factory_size, from } = record;
-        Change { path, what, kind, size, factory_size, from, difference: None }
+        let ChangeRecord { path, what, kind, size, factory_size, from, shadowed } = record;
+        Change { path, what, kind, size, factory_size, from, shadowed, difference: None }
     }
 }
 
@@ -308,7 +310,7 @@ mod tests {
 
     fn change(path: &str, what: &str, kind: &str) -> Change {
         let (path, what, kind) = (path.to_owned(), what.to_owned(), kind.to_owned());
-        Change { path, what, kind, size: 2048, factory_size: Some(10), from: None, difference: None }
+        Change { path, what, kind, size: 2048, factory_size: Some(10), from: None, shadowed: false, difference: None }
     }
 
     #[test]
@@ -317,6 +319,8 @@ mod tests {
         assert_eq!(change("/etc/b", "added", "folder").render(), "added     /etc/b/\n");
         let renamed = Change { from: Some("/etc/c".into()), ..change("/etc/d", "renamed", "folder") };
         assert_eq!(renamed.render(), "renamed   /etc/d/ from /etc/c\n");
+        let shadowed = Change { shadowed: true, ..change("/etc/e", "deleted", "file") };
+        assert_eq!(shadowed.render(), "deleted   /etc/e [shadowed: this image has another]\n");
     }
 
     #[test]

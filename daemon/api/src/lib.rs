@@ -16,6 +16,7 @@ pub mod manager;
 pub mod options;
 pub mod overlay;
 pub mod reset;
+pub mod usage;
 
 pub use error::{CallError, Error, ErrorKind};
 

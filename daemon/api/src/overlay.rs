@@ -7,6 +7,7 @@ use zbus::{DeserializeDict, OwnedObjectPath, SerializeDict, Type, proxy};
 
 use crate::configuration::{ApplyOptions, ConfigurationRecord, SaveOptions, TrialRecord, within};
 use crate::options::{Dictionary, Options};
+use crate::usage::UsageRecord;
 use crate::{CallError, Error, ErrorKind};
 
 /// Most changes in one answer.
@@ -82,6 +83,10 @@ pub trait Overlay {
     /// What differs from the factory image, in the order of the paths, and where to go on; empty at the end.
     #[zbus(allow_interactive_auth)]
     fn changes(&self, options: ChangesOptions) -> Result<(Vec<ChangeRecord>, String), CallError>;
+
+    /// What takes room on the volume.
+    #[zbus(allow_interactive_auth)]
+    fn usage(&self, options: Dictionary) -> Result<UsageRecord, CallError>;
 }
 
 /// Options of `SetMode`.
@@ -196,11 +201,15 @@ pub struct ChangeRecord {
     pub factory_size: Option<u64>,
     /// Where a folder that was renamed had been.
     pub from: Option<String>,
+    /// Whether it hides something that a newer image has changed.
+    pub shadowed: bool,
 }
 
-impl From<&Change> for ChangeRecord {
-    fn from(change: &Change) -> Self {
+impl ChangeRecord {
+    /// Of a change, which is shadowed, or not.
+    pub fn new(change: &Change, shadowed: bool) -> Self {
         ChangeRecord {
+            shadowed,
             path: to_text(&change.path),
             what: change.what.name().to_owned(),
             kind: change.kind.name().to_owned(),

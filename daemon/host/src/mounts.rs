@@ -144,7 +144,7 @@ fn parse_line(line: &str) -> Option<SeenMount> {
     let fs_type = fields.next()?.to_owned();
     let source = unescape(fields.next()?);
     let read_only = fields.next()?.split(',').any(|option| option == "ro");
-    Some(SeenMount { target, source, fs_type, read_only, size: 0, used: 0 })
+    Some(SeenMount { target, source, fs_type, read_only, ..SeenMount::default() })
 }
 
 /// Undoes the kernel's octal escapes of space, tab, newline and backslash.
@@ -156,7 +156,14 @@ fn with_size(mount: SeenMount) -> SeenMount {
     match rustix::fs::statvfs(mount.target.as_str()) {
         Ok(stat) => {
             let size = stat.f_blocks * stat.f_frsize;
-            SeenMount { size, used: size - stat.f_bfree * stat.f_frsize, ..mount }
+            let used = size - stat.f_bfree * stat.f_frsize;
+            SeenMount {
+                size,
+                used,
+                names: stat.f_files,
+                names_used: stat.f_files.saturating_sub(stat.f_ffree),
+                ..mount
+            }
         }
         Err(_) => mount,
     }

@@ -2,19 +2,25 @@
 
 #![allow(clippy::unwrap_used, reason = "panicking is how a test fails")]
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, Permissions};
 use std::io::Write;
 use std::ops::ControlFlow;
-use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::thread;
 use std::time::Duration;
 
 use nemos_host::keys::{Secret, read_key_file};
 use nemos_host::mounts::unmount;
+use nemos_host::overlay::shadow::{self, Base, Index, Shadows, note_image};
+use nemos_host::overlay::usage::usage_of;
 use nemos_host::overlay::{self, changes::Trees};
+use nemos_model::integrity::RootHash;
+use nemos_model::overlay::index::{Entry, FILE, Writer};
 use nemos_rig::{Disk, KernelLog, run};
+use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
 const SIZE: u64 = 96 << 20;
@@ -29,6 +35,10 @@ fn main() -> ExitCode {
         a_volume_that_somebody_looks_into_is_closed_when_they_are_done,
         what_differs_from_the_image_is_told,
         changes_are_told_page_by_page,
+        changes_that_hide_something_newer_are_noted,
+        a_saved_tree_knows_what_it_was_made_on,
+        a_volume_stays_as_it_is_when_its_partition_grows,
+        what_is_shared_takes_room_once,
     ])
 }
 
@@ -209,4 +219,209 @@ fn changes_are_told_page_by_page() {
         }
         assert_eq!(pages, all, "in pages of {page}");
     }
+}
+
+/// libcryptsetup refuses to resize a LUKS2 volume with integrity: its blocks would have no tags yet. It opens as it is.
+fn a_volume_stays_as_it_is_when_its_partition_grows() {
+    let file = tempfile::NamedTempFile::new_in("/run").unwrap();
+    file.as_file().set_len(SIZE).unwrap();
+    let device = run("losetup", ["--find".as_ref(), "--show".as_ref(), file.path().as_os_str()]).trim().to_owned();
+    let (device, key) = (Path::new(&device), Path::new("/run/key"));
+    let size = || -> u64 { run("blockdev", ["--getsize64", "/dev/mapper/luks"]).trim().parse().unwrap() };
+    overlay::create_volume(device, &secret("right"), &mut |_, _| {}).unwrap();
+    overlay::open(device, &secret("right")).unwrap();
+    let was = size();
+    overlay::close(device).unwrap();
+
+    file.as_file().set_len(2 * SIZE).unwrap();
+    run("losetup", ["--set-capacity".as_ref(), device.as_os_str()]);
+    overlay::open(device, &secret("right")).unwrap();
+    fs::write(key, "right").unwrap();
+    let resized = Command::new("cryptsetup").args(["resize", "luks", "--key-file"]).arg(key).output().unwrap();
+    assert!(!resized.status.success(), "it can be done now: {resized:?}");
+    assert_eq!(size(), was);
+    overlay::close(device).unwrap();
+
+    // One that is made anew makes use of all of it.
+    overlay::create_volume(device, &secret("right"), &mut |_, _| {}).unwrap();
+    overlay::open(device, &secret("right")).unwrap();
+    assert!(size() > was + SIZE / 10 * 9);
+    overlay::close(device).unwrap();
+    run("losetup", ["--detach".as_ref(), device.as_os_str()]);
+}
+
+fn what_is_shared_takes_room_once() {
+    let folder = tempfile::tempdir_in("/run").unwrap();
+    let (image, volume) = (folder.path().join("image"), folder.path().join("volume"));
+    File::create(&image).unwrap().set_len(320 << 20).unwrap();
+    run("mkfs.xfs", ["-q".as_ref(), "-m".as_ref(), "rmapbt=1".as_ref(), image.as_os_str()]);
+    fs::create_dir(&volume).unwrap();
+    run("mount", ["-o".as_ref(), "loop".as_ref(), image.as_os_str(), volume.as_os_str()]);
+    let empty = usage_of(&volume).unwrap();
+    assert!(empty.rest() > 1 << 20, "the log: {empty:?}");
+    let [upper, saved] = ["upper", "configurations/lab/tree"].map(|name| volume.join(name));
+    for tree in [&upper, &saved] {
+        fs::create_dir_all(tree).unwrap();
+    }
+    fs::write(upper.join("kept"), vec![1; 8 << 20]).unwrap();
+    fs::write(upper.join("own"), vec![2; 2 << 20]).unwrap();
+    run("cp", ["--reflink=always".as_ref(), upper.join("kept").as_os_str(), saved.as_os_str()]);
+    run("sync", [""; 0]);
+    let usage = usage_of(&volume).unwrap();
+    let (_, lab) = &usage.configurations[0];
+    assert_eq!((usage.changes.bytes, usage.changes.shared), (10 << 20, 8 << 20));
+    assert_eq!((lab.bytes, lab.shared, usage.shared), (8 << 20, 8 << 20, 8 << 20));
+    assert!(usage.rest() < empty.rest() + (1 << 20), "{usage:?}");
+    unmount(&volume).unwrap();
+}
+
+/// The index that a builder makes of a folder.
+fn index_of(folder: &Path) -> Vec<u8> {
+    let mut known = BTreeMap::new();
+    let mut waiting = vec![folder.to_owned()];
+    while let Some(path) = waiting.pop() {
+        let found = fs::symlink_metadata(&path).unwrap();
+        let mut entry = Entry { mode: found.mode(), owner: (found.uid(), found.gid()), ..Entry::default() };
+        if found.is_dir() {
+            waiting.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        } else if found.is_symlink() {
+            entry.target = fs::read_link(&path).unwrap().into_os_string().into_encoded_bytes();
+        } else {
+            entry.content = Sha256::digest(fs::read(&path).unwrap()).into();
+        }
+        known.insert(path.strip_prefix(folder).unwrap().to_owned(), entry.fingerprint());
+    }
+    let mut writer = Writer::new(Vec::new()).unwrap();
+    for (path, fingerprint) in known {
+        writer.add(&path, [fingerprint]).unwrap();
+    }
+    writer.finish().unwrap()
+}
+
+impl Joined {
+    /// A boot of the image that `change` makes of the one before; it has that root hash.
+    fn boots(&self, hash: char, change: impl FnOnce(&Path)) -> RootHash {
+        let _ = unmount(&self.path("root"));
+        let lower = self.path("lower");
+        let index = lower.join(FILE);
+        let _ = fs::remove_file(&index);
+        change(&lower);
+        let bytes = index_of(&lower);
+        fs::create_dir_all(index.parent().unwrap()).unwrap();
+        fs::write(index, bytes).unwrap();
+        let root_hash = hash.to_string().repeat(64).parse().unwrap();
+        note_image(self.folder.path(), &lower, root_hash).unwrap();
+        overlay::mount_overlay(&lower, self.folder.path(), &self.path("root")).unwrap();
+        root_hash
+    }
+
+    fn shadowed(&self, root_hash: RootHash) -> Vec<String> {
+        let (upper, lower) = (self.path("upper"), self.path("lower"));
+        let trees = Trees { upper: &upper, lower: &lower };
+        let Some(mut shadows) = Shadows::read(self.folder.path(), root_hash).unwrap() else { return Vec::new() };
+        let mut told = Vec::new();
+        trees
+            .changes(Path::new(""), None, &mut |change| {
+                if shadows.hides(&change.path, &trees).unwrap() {
+                    told.push(change.path.to_string_lossy().into_owned());
+                }
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+        assert_eq!(told.len(), shadow::count(self.folder.path(), &lower, root_hash).unwrap());
+        told
+    }
+
+    /// What is known of images, with a change to it by what a power cut left.
+    fn images(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.path("images")).unwrap();
+        let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort_unstable();
+        names.into_iter().map(|name| format!("{}{}", &name[..1], &name[64.min(name.len())..])).collect()
+    }
+}
+
+/// An image with files to change.
+fn shipped(image: &Path) {
+    for folder in ["etc/mode", "etc/gone", "etc/replaced", "opt/whole"] {
+        fs::create_dir_all(image.join(folder)).unwrap();
+        fs::write(image.join(folder).join("shipped"), "1").unwrap();
+    }
+    for file in ["both", "mine", "theirs", "deleted", "touched"] {
+        fs::write(image.join("etc").join(file), "1").unwrap();
+    }
+}
+
+fn changes_that_hide_something_newer_are_noted() {
+    let joined = Joined::new(shipped);
+    let first = joined.boots('a', |_| ());
+    let root = joined.path("root");
+    for file in ["etc/both", "etc/mine", "etc/added"] {
+        fs::write(root.join(file), "mine").unwrap();
+    }
+    fs::remove_file(root.join("etc/deleted")).unwrap();
+    fs::set_permissions(root.join("etc/mode"), Permissions::from_mode(0o700)).unwrap();
+    for folder in ["etc/gone", "etc/replaced", "opt/whole"] {
+        fs::remove_dir_all(root.join(folder)).unwrap();
+    }
+    fs::create_dir(root.join("etc/replaced")).unwrap();
+    File::options().append(true).open(root.join("etc/touched")).unwrap();
+    assert_eq!((joined.shadowed(first), joined.images()), (vec![], vec!["a".to_owned()]));
+
+    let update = |image: &Path| {
+        for file in ["etc/both", "etc/theirs", "etc/deleted", "etc/added", "etc/replaced/shipped", "etc/gone/shipped"] {
+            fs::write(image.join(file), "2").unwrap();
+        }
+        fs::set_permissions(image.join("etc/mode"), Permissions::from_mode(0o750)).unwrap();
+    };
+    let second = joined.boots('b', update);
+    let hidden = ["etc/added", "etc/both", "etc/deleted", "etc/gone", "etc/mode", "etc/replaced"];
+    assert_eq!(joined.shadowed(second), hidden);
+    assert_eq!(joined.images(), ["b", "b.shadowed"]);
+
+    // What was changed anew is made on this image, and another boot of it knows that.
+    fs::write(root.join("etc/both"), "mine, anew").unwrap();
+    fs::write(root.join("etc/mode/new"), "in a folder that was changed").unwrap();
+    let hidden = ["etc/added", "etc/deleted", "etc/gone", "etc/mode", "etc/replaced"];
+    assert_eq!(joined.shadowed(joined.boots('b', |_| ())), hidden);
+
+    // An image that changes nothing more leaves it at that, and what is as it once was is not hidden any more.
+    let third = joined.boots('c', |image| fs::write(image.join("etc/added"), "3").unwrap());
+    assert_eq!(joined.shadowed(third), hidden);
+    let fourth = joined.boots('d', |image| {
+        fs::remove_file(image.join("etc/added")).unwrap();
+        for file in ["etc/deleted", "etc/both", "etc/gone/shipped"] {
+            fs::write(image.join(file), "1").unwrap();
+        }
+    });
+    assert_eq!(joined.shadowed(fourth), ["etc/both", "etc/mode", "etc/replaced"]);
+
+    // The power went when the list was there, and the index not yet; or when the old ones were still there.
+    let [index, list] = ["", ".shadowed"].map(|end| joined.path("images").join(format!("{}{end}", "d".repeat(64))));
+    let noted = fs::read(&list).unwrap();
+    fs::rename(&index, joined.path("images").join("c".repeat(64))).unwrap();
+    fs::write(joined.path("images").join(format!("{}.new", "d".repeat(64))), "half").unwrap();
+    joined.boots('d', |_| ());
+    assert_eq!((fs::read(&list).unwrap(), joined.images()), (noted, vec!["d".to_owned(), "d.shadowed".to_owned()]));
+}
+
+fn a_saved_tree_knows_what_it_was_made_on() {
+    let joined = Joined::new(shipped);
+    joined.boots('a', |_| ());
+    let root = joined.path("root");
+    for file in ["etc/both", "etc/mine", "opt/new"] {
+        fs::write(root.join(file), "mine").unwrap();
+    }
+    fs::remove_file(root.join("etc/deleted")).unwrap();
+    let read = || Index::of_image(&joined.path("lower")).unwrap().unwrap();
+    let file = joined.path("base");
+    let base = Base::note(&joined.path("upper"), &read(), &file).unwrap();
+    let shadowed = |base: &Base| -> Vec<PathBuf> { base.shadowed(&read()).unwrap().map(Result::unwrap).collect() };
+    assert_eq!(shadowed(&base), [PathBuf::new(); 0]);
+    joined.boots('b', |image| {
+        for file in ["etc/both", "etc/theirs", "etc/deleted"] {
+            fs::write(image.join(file), "2").unwrap();
+        }
+    });
+    assert_eq!(shadowed(&Base::read(&file).unwrap()), ["etc/both", "etc/deleted"].map(PathBuf::from));
 }

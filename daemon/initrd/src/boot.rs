@@ -84,7 +84,7 @@ pub fn boot() -> Result<(), Refused> {
         let place = Place { disk: &disk, lower, root_hash, state };
         reset::carry_out(store, &place, factory_reset)
     });
-    let opened = overlay::open(&disk, done.volume, done.mode, lower, sysroot)?;
+    let opened = overlay::open(&disk, done.volume, done.mode, (lower, root_hash), sysroot)?;
 
     let mut degraded = done.degraded;
     degraded.extend(opened.degraded.clone());

@@ -6,15 +6,19 @@ use std::time::Duration;
 
 use nemos_host::integrity::scrub::header;
 use nemos_host::mounts::unmount;
-use nemos_host::overlay::{self as host, OverlayError};
+use nemos_host::overlay::policy::policy;
+use nemos_host::overlay::reserve::with_room;
+use nemos_host::overlay::{self as host, OverlayError, shadow};
 use nemos_host::partitions::Disk;
 use nemos_model::boot::{DamagedHeader, Reason};
+use nemos_model::integrity::RootHash;
 use nemos_model::keys::{KeyslotId, Provider};
 use nemos_model::overlay::mode::ALWAYS_WRITABLE;
+use nemos_model::overlay::policy::{MemorySize, Policy};
 use nemos_model::overlay::{Mode, SAVED_MOUNT, UPPER_MOUNT};
 use nemos_model::partitions::Partition;
 use nemos_model::state::Volume;
-use tracing::warn;
+use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::unlock::{Unlocked, unlock};
@@ -44,12 +48,12 @@ pub struct Opened {
 /// takes its place. Erases nothing.
 ///
 /// `expected` is what the state says of the volume; `None` if the state cannot be read, and then any volume that
-/// the key opens will do.
+/// the key opens will do. `lower` is where the root with that hash is mounted.
 pub fn open(
     disk: &Disk,
     expected: Option<Volume>,
     asked: Mode,
-    lower: &Path,
+    (lower, root_hash): (&Path, RootHash),
     sysroot: &Path,
 ) -> Result<Opened, OverlayError> {
     let upper = Path::new(UPPER_MOUNT);
@@ -64,10 +68,16 @@ pub fn open(
         _ => open_volume(disk, expected, asked),
     };
     let opened = opened.and_then(|opened| match asked {
-        Mode::Persistent => host::mount_overlay(lower, upper, sysroot).map(|()| opened).map_err(|error| {
-            leave(disk, upper);
-            Reason::OverlayDamaged { error: error.to_string() }
-        }),
+        Mode::Persistent => {
+            let mounted = with_room(upper, || {
+                note_image(lower, root_hash);
+                host::mount_overlay(lower, upper, sysroot)
+            });
+            mounted.map(|()| opened).map_err(|error| {
+                leave(disk, upper);
+                Reason::OverlayDamaged { error: error.to_string() }
+            })
+        }
         Mode::Volatile | Mode::ReadOnly => Ok(opened),
     });
     let mut mode = if opened.is_ok() { asked } else { without_volume(asked) };
@@ -79,7 +89,7 @@ pub fn open(
         mode = Mode::Volatile;
     }
     if mode == Mode::Volatile {
-        host::mount_volatile(upper)?;
+        host::mount_volatile(upper, memory_size(lower))?;
         host::mount_overlay(lower, upper, sysroot)?;
     }
     Ok(match opened {
@@ -107,7 +117,7 @@ pub fn open(
 
 /// Leaves nothing mounted if it fails.
 fn mount_read_only(lower: &Path, upper: &Path, sysroot: &Path) -> Result<(), OverlayError> {
-    host::mount_volatile(upper)?;
+    host::mount_volatile(upper, memory_size(lower))?;
     host::mount_read_only(lower, upper, sysroot).inspect_err(|_| {
         for place in
             ALWAYS_WRITABLE.map(|folder| sysroot.join(folder)).iter().map(PathBuf::as_path).chain([sysroot, upper])
@@ -116,6 +126,24 @@ fn mount_read_only(lower: &Path, upper: &Path, sysroot: &Path) -> Result<(), Ove
             let _ = unmount(place);
         }
     })
+}
+
+/// Notes which changes hide something of this image, before anybody can change anything on it.
+fn note_image(lower: &Path, root_hash: RootHash) {
+    match shadow::note_image(Path::new(UPPER_MOUNT), lower, root_hash) {
+        Ok(Some(count @ 1..)) => info!("{count} changes to the root hide what this image has changed"),
+        Ok(_) => {}
+        Err(error) => warn!("which changes hide something of this image is not known: {error}"),
+    }
+}
+
+/// How much memory changes may take. A policy that cannot be read is no reason not to come up.
+fn memory_size(lower: &Path) -> MemorySize {
+    let policy = policy(lower).unwrap_or_else(|error| {
+        warn!("the image's policy of the overlay is not followed: {error}");
+        Policy::default()
+    });
+    policy.volatile_size.unwrap_or(MemorySize::DEFAULT)
 }
 
 /// The mode of a boot whose volume cannot be used.

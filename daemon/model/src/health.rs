@@ -57,22 +57,40 @@ pub const NEARLY_FULL: u64 = 90;
 /// See [`NEARLY_FULL`].
 pub const FULL: u64 = 98;
 
-/// What there is little room left on, of what a device cannot do without.
+/// What there is little room left on, of what a device cannot do without: for content, or for names.
 fn space(seen: &Observed) -> impl Iterator<Item = Finding> {
     let places = [UPPER_MOUNT, Partition::State.mount_point().unwrap_or_default()];
-    seen.mounts.iter().filter(move |mount| places.contains(&mount.target.as_str()) && mount.size > 0).filter_map(
-        |mount| {
-            let percent = u64::try_from(u128::from(mount.used) * 100 / u128::from(mount.size)).unwrap_or(u64::MAX);
-            let health = match percent {
-                ..NEARLY_FULL => return None,
-                NEARLY_FULL..FULL => Health::Warning,
-                FULL.. => Health::Critical,
-            };
-            let what =
-                if mount.target == UPPER_MOUNT { "delete what is not needed on /" } else { "it holds jobs and events" };
-            Some(Finding { health, message: format!("{} is {percent} % full; {what}", mount.target) })
-        },
-    )
+    seen.mounts.iter().filter(move |mount| places.contains(&mount.target.as_str())).filter_map(|mount| {
+        let full = [(percent(mount.used, mount.size), ""), (percent(mount.names_used, mount.names), " of files")];
+        let (percent, of) = full.into_iter().max_by_key(|(percent, of)| (*percent, of.is_empty()))?;
+        let health = match percent {
+            ..NEARLY_FULL => return None,
+            NEARLY_FULL..FULL => Health::Warning,
+            FULL.. => Health::Critical,
+        };
+        let what = if mount.target == UPPER_MOUNT {
+            "delete what is not needed on /, or take it back; `nemosctl overlay usage` says what takes the room"
+        } else {
+            "it holds jobs and events"
+        };
+        Some(Finding { health, message: format!("{} is {percent} % full{of}; {what}", mount.target) })
+    })
+}
+
+fn percent(used: u64, size: u64) -> u64 {
+    let percent = (u128::from(used) * 100).checked_div(u128::from(size)).unwrap_or_default();
+    u64::try_from(percent).unwrap_or(u64::MAX)
+}
+
+/// A volume does not grow with its partition: its new blocks would have no tags.
+fn grown(seen: &Observed) -> Option<Finding> {
+    let bytes = seen.unused()?;
+    let message = format!(
+        "{} MiB of {} are not used: it has grown, and an encrypted volume with integrity cannot; `nemosctl reset --overlay` makes one of all of it",
+        bytes >> 20,
+        Partition::Root
+    );
+    Some(Finding { health: Health::Warning, message })
 }
 
 /// Everything that is not as it should be; empty on a healthy device.
@@ -101,6 +119,7 @@ pub fn findings(seen: &Observed, last: Result<Option<&Job>, &str>) -> Vec<Findin
         ))
     }));
     findings.extend(space(seen));
+    findings.extend(grown(seen));
     if seen.demo_key_opens() {
         findings.push(warning(DEMO_KEY.into()));
     }
@@ -142,8 +161,9 @@ pub fn verdict(findings: &[Finding]) -> Health {
 mod tests {
     use super::*;
     use crate::boot::{BootReport, REPORT_VERSION};
+    use crate::overlay::LUKS_MAPPING;
     use crate::overlay::Mode;
-    use crate::stack::SeenMount;
+    use crate::stack::{SeenMapping, SeenMount, SeenPartition};
 
     #[test]
     fn a_volume_that_came_with_the_image_is_no_secret() {
@@ -181,6 +201,7 @@ mod tests {
                 read_only: false,
                 size: 1000,
                 used,
+                ..SeenMount::default()
             };
             let seen = Observed { mounts: vec![mount], ..Observed::default() };
             space(&seen).map(|finding| finding.health).collect::<Vec<_>>()
@@ -189,5 +210,29 @@ mod tests {
         assert_eq!(told(UPPER_MOUNT, 900), [Health::Warning]);
         assert_eq!(told("/var/lib/nemos", 980), [Health::Critical]);
         assert_eq!(told("/home", 1000), [], "that is the users' own");
+        let mount =
+            SeenMount { target: UPPER_MOUNT.into(), size: 1000, names: 100, names_used: 98, ..SeenMount::default() };
+        let findings: Vec<_> = space(&Observed { mounts: vec![mount], ..Observed::default() }).collect();
+        assert_eq!(findings[0].health, Health::Critical);
+        assert!(findings[0].message.contains("98 % full of files"), "{}", findings[0].message);
+    }
+
+    #[test]
+    fn a_partition_that_has_grown_is_told() {
+        let told = |mib: u64| {
+            let partition = SeenPartition { partition: Partition::Root, device: String::new(), size: mib << 20 };
+            let volume = SeenMapping {
+                name: LUKS_MAPPING.into(),
+                target: "crypt".into(),
+                status: String::new(),
+                table: None,
+                device: String::new(),
+                size: 488 << 20,
+            };
+            let seen = Observed { partitions: vec![partition], mappings: vec![volume], ..Observed::default() };
+            grown(&seen).map(|finding| finding.message)
+        };
+        assert_eq!(told(512), None, "what the volume needs for itself");
+        assert!(told(1024).unwrap().starts_with("468 MiB of p.lxroot"));
     }
 }

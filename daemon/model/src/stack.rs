@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::boot::{BootReport, Reason};
 use crate::integrity::{PRELOADED_MAPPING, VERITY_MAPPING, VerityStatus, VerityTable};
 use crate::keys::{Provider, Slot};
+use crate::overlay::usage::unused;
 use crate::overlay::{INTEGRITY_MAPPING, LOWER_MOUNT, LUKS_MAPPING, Mode, OVERLAY_SOURCE, SAVED_MOUNT, UPPER_MOUNT};
 use crate::partitions::Partition;
 
@@ -89,7 +90,7 @@ pub struct SeenMapping {
 }
 
 /// A mount, as the kernel shows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct SeenMount {
     /// Where.
     pub target: String,
@@ -103,6 +104,10 @@ pub struct SeenMount {
     pub size: u64,
     /// Bytes used.
     pub used: u64,
+    /// Names (inodes) that the file system can have.
+    pub names: u64,
+    /// Names that it has.
+    pub names_used: u64,
 }
 
 /// All that was observed of a running system's storage.
@@ -163,6 +168,12 @@ impl Observed {
     pub fn recovery_key_was_used(&self) -> bool {
         let used = self.report.as_ref().filter(|report| report.provider == Some(Provider::RecoveryKey));
         used.is_some_and(|report| self.keyslots.iter().any(|slot| Some(slot.id) == report.keyslot))
+    }
+
+    /// Bytes of the overlay's partition that its volume leaves out, because the partition has grown since the volume was made.
+    pub fn unused(&self) -> Option<u64> {
+        let partition = self.partitions.iter().find(|seen| seen.partition == Partition::Root)?;
+        unused(partition.size, self.mapping_named(LUKS_MAPPING)?.size)
     }
 
     /// Why this boot is degraded; empty if it is not.
@@ -326,6 +337,7 @@ mod tests {
             read_only,
             size: 100,
             used: 10,
+            ..SeenMount::default()
         }
     }
 

@@ -4,14 +4,17 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nemos_api::usage::UsageRecord;
 use nemos_api::{Error, ErrorKind};
 use nemos_host::certificate::{SigningKey, SigningKeyError};
+use nemos_host::overlay::shadow::count;
 use nemos_host::reset::keep::KeepError;
 use nemos_host::state::StateError;
 use nemos_model::certificate::{Claims, Keeping, PublicKey, certifiable, issue};
 use nemos_model::health::{Finding, findings};
 use nemos_model::image::Image;
 use nemos_model::job::{Job, Kind, Requester};
+use nemos_model::overlay::{Mode, SAVED_MOUNT, UPPER_MOUNT, shadow};
 use nemos_model::reset::keep::{self, Kept, Room, Usage};
 use nemos_model::reset::{KeptPath, Plan, Wish};
 use nemos_model::stack::Observed;
@@ -20,10 +23,14 @@ use nemos_model::{JobId, Timestamp};
 use tokio::sync::{Mutex, Notify};
 use tokio::task::spawn_blocking;
 
+use crate::changes::Layers;
 use crate::device::Device;
 
 /// How long an observation answers: the properties that are read by one call agree with each other.
 const FRESH: Duration = Duration::from_millis(500);
+
+/// How long a count of changes that are shadowed answers: a boot makes them more, and hands make them less.
+const RARELY: Duration = Duration::from_secs(60);
 
 /// Who asks, and when it is to be.
 #[derive(Debug, Clone)]
@@ -44,6 +51,7 @@ pub struct Desk {
     /// What is on the disk, as far as it is known; `None` means that it has to be read.
     state: Mutex<Option<DeviceState>>,
     seen: Mutex<Option<(Instant, Arc<Observed>)>>,
+    shadowed: Mutex<Option<(Instant, Option<Finding>)>>,
     changed: Notify,
     /// Held by who signs: a TPM does one thing at a time, and the key is made only once.
     signing: Mutex<()>,
@@ -56,6 +64,7 @@ impl Desk {
             device,
             state: Mutex::default(),
             seen: Mutex::default(),
+            shadowed: Mutex::default(),
             changed: Notify::new(),
             signing: Mutex::default(),
         }
@@ -181,6 +190,54 @@ impl Desk {
             state.job(id).cloned().ok_or_else(|| NotTaken::NoSuchJob(id).into())
         })
         .await
+    }
+
+    /// Where the changes of this boot are.
+    pub async fn layers(&self) -> Result<Layers, Error> {
+        let seen = self.seen().await?;
+        let report = seen.report.as_ref().filter(|report| report.mode == Mode::Persistent);
+        let root_hash = report.map(|report| report.root_hash);
+        self.blocking(move |device| Layers { root_hash, ..device.layers() }).await
+    }
+
+    /// What is to be said of changes that hide something newer; it was so a moment ago.
+    pub async fn shadowed(&self) -> Result<Option<Finding>, Error> {
+        let mut shadowed = self.shadowed.lock().await;
+        if let Some((at, known)) = &*shadowed
+            && at.elapsed() < RARELY
+        {
+            return Ok(known.clone());
+        }
+        let Layers { volume, lower, root_hash } = self.layers().await?;
+        let count = self.blocking(move |_| root_hash.map_or(Ok(0), |hash| count(&volume, &lower, hash))).await?;
+        let finding = shadow::finding(count.map_err(|error| error.to_string()));
+        *shadowed = Some((Instant::now(), finding.clone()));
+        Ok(finding)
+    }
+
+    /// What takes room on the overlay's volume, and of memory.
+    pub async fn usage(&self) -> Result<UsageRecord, Error> {
+        let seen = self.seen().await?;
+        self.blocking(move |device| {
+            let mounted = |place: &str| seen.mounts.iter().find(|mount| mount.target == place);
+            let (memory, volume) = match mounted(UPPER_MOUNT) {
+                Some(mount) if mount.fs_type == "tmpfs" => (Some(mount), mounted(SAVED_MOUNT)),
+                volume => (None, volume),
+            };
+            let usage = volume.map(|_| device.usage()).transpose();
+            let usage = usage.map_err(|error| Error::new(ErrorKind::Failed, error.to_string()))?;
+            let known = UsageRecord {
+                unused: seen.unused(),
+                memory_limit: memory.map_or_else(|| device.memory_limit(), |mount| mount.size),
+                memory_used: memory.map(|mount| mount.used),
+                ..UsageRecord::default()
+            };
+            Ok(match &usage {
+                Some(usage) => known.with_volume(usage),
+                None => known,
+            })
+        })
+        .await?
     }
 
     /// What is kept, how much that is, and the bytes that are free where it waits.

@@ -4,15 +4,20 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use nemos_host::certificate::{SigningKey, SigningKeyError, device_tpm};
+use nemos_host::overlay::policy::{memory, policy};
+use nemos_host::overlay::usage::{UsageError, usage};
 use nemos_host::reset::keep::{self, KeepError};
 use nemos_host::state::{StateError, Store};
 use nemos_model::image::Image;
-use nemos_model::overlay::LOWER_MOUNT;
+use nemos_model::overlay::policy::MemorySize;
+use nemos_model::overlay::{LOWER_MOUNT, UPPER_MOUNT, usage as overlay};
 use nemos_model::partitions::Partition;
 use nemos_model::reset::keep::{KeptPath, SetName, Usage};
 use nemos_model::stack::Observed;
 use nemos_model::state::DeviceState;
 use nemos_model::{JobId, Timestamp};
+
+use crate::changes::Layers;
 
 /// What the daemon needs of a device. All of it may block.
 pub trait Device: Send + Sync + 'static {
@@ -32,6 +37,12 @@ pub trait Device: Send + Sync + 'static {
     fn keep_set(&self, name: &SetName) -> Result<Vec<KeptPath>, KeepError>;
     /// Bytes that are free where kept data waits.
     fn free(&self) -> Result<u64, KeepError>;
+    /// Where the changes of this boot are; which image that is, its report says.
+    fn layers(&self) -> Layers;
+    /// What takes room on the overlay's volume, which is mounted.
+    fn usage(&self) -> Result<overlay::Usage, UsageError>;
+    /// Bytes of memory that changes may take in the modes that have them there.
+    fn memory_limit(&self) -> u64;
     /// The key that it signs certificates with.
     fn signing_key(&self) -> Result<SigningKey, SigningKeyError>;
     /// Its clock.
@@ -92,6 +103,20 @@ impl Device for ThisDevice {
 
     fn free(&self) -> Result<u64, KeepError> {
         keep::free(state_folder())
+    }
+
+    fn layers(&self) -> Layers {
+        Layers { volume: UPPER_MOUNT.into(), lower: LOWER_MOUNT.into(), root_hash: None }
+    }
+
+    fn usage(&self) -> Result<overlay::Usage, UsageError> {
+        usage()
+    }
+
+    fn memory_limit(&self) -> u64 {
+        // A policy that cannot be read is not followed by the initrd, either.
+        let policy = policy(Path::new(LOWER_MOUNT)).unwrap_or_default();
+        policy.volatile_size.unwrap_or(MemorySize::DEFAULT).of(memory())
     }
 
     fn signing_key(&self) -> Result<SigningKey, SigningKeyError> {

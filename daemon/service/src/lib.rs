@@ -6,6 +6,7 @@
 
 pub mod authorization;
 pub mod bus;
+pub mod changes;
 pub mod configuration;
 pub mod desk;
 pub mod device;

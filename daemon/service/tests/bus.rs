@@ -5,6 +5,7 @@
 mod configuration;
 mod fake;
 mod integrity;
+mod overlay;
 
 use fake::{Fixture, admin, full_disk};
 use nemos_api::job::{self, RetryOptions, path};

@@ -20,6 +20,7 @@ mod error;
 mod filesystems;
 mod host;
 mod ids;
+mod index;
 mod initrd;
 mod manifest;
 mod mirror;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use nemos_model::keys::policy::{self, Policy};
 use nemos_model::manifest::FILE;
+use nemos_model::overlay::policy as overlay;
 use nemos_model::partitions::Partition;
 use serde_json::json;
 
@@ -14,6 +15,7 @@ use super::distribution::Distribution;
 use super::error::BuildError;
 use super::host::is_root;
 use super::ids::Ids;
+use super::index;
 use super::manifest;
 use super::tool::Tool;
 use super::verity::Verified;
@@ -57,7 +59,7 @@ impl Root {
             .shell(r#"sh "$1/tmp/customize.sh" "$1""#)
             .download(FILE, &manifest)
             .kept()
-            .pipe_into(squashfs)?;
+            .pipe_through(|archive, squashfs| index::add(archive, squashfs, context.epoch), squashfs)?;
         let verified = Verified::make(context, file, "verity", context.recipe.verity.fec_roots, ids)?;
         Ok(Root { verified, os_release, manifest })
     }
@@ -121,6 +123,9 @@ fn customization(context: &Context, os_release: &str, manifest: &str) -> String 
     }
     if recipe.keys != Policy::default() {
         line(file(&format!("/{}", policy::FILE), &format!("{}\n", json!(recipe.keys))));
+    }
+    if recipe.overlay != overlay::Policy::default() {
+        line(file(&format!("/{}", overlay::FILE), &format!("{}\n", json!(recipe.overlay))));
     }
     line(file("/usr/lib/os-release", os_release));
     line(file("/etc/machine-id", "uninitialized\n"));

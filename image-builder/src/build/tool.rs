@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -193,6 +193,39 @@ impl Tool {
         }
     }
 
+    /// Runs it and `reader`, which reads what `filter` makes of its stdout.
+    pub fn pipe_through(
+        mut self,
+        filter: impl FnOnce(ChildStdout, ChildStdin) -> io::Result<()>,
+        mut reader: Tool,
+    ) -> Result<(), ToolError> {
+        let program = reader.program.clone();
+        self.command.stdout(Stdio::piped());
+        reader.command.stdin(Stdio::piped());
+        let mut writing = self.spawn()?;
+        let from = writing.child.stdout.take();
+        let read = reader.spawn().map(|mut reading| {
+            let filtered = match (from, reading.child.stdin.take()) {
+                (Some(from), Some(to)) => filter(from, to),
+                _ => Ok(()),
+            };
+            (reading.wait(), filtered)
+        });
+        let written = writing.wait();
+        let (read, filtered) = read?;
+        match filtered {
+            // Whoever reads says itself why it does not.
+            Err(source) if source.kind() != io::ErrorKind::BrokenPipe => {
+                interruption()?;
+                Err(ToolError::Pipe { program, source })
+            }
+            _ => match (read, written) {
+                (Err(read), Err(ToolError::Failed { broken_pipe: true, .. })) => Err(read),
+                (read, written) => written.and(read),
+            },
+        }
+    }
+
     fn spawn(mut self) -> Result<Running, ToolError> {
         self.command.stderr(Stdio::piped());
         let mut leaders = lock();
@@ -277,5 +310,12 @@ mod tests {
         assert!(writes().pipe_into(Tool::new("cat")).is_ok());
         assert!(writes().pipe_into(Tool::new("false")).is_err());
         assert!(Tool::new("false").pipe_into(Tool::new("cat")).is_err());
+        let through = |mut from: ChildStdout, mut to: ChildStdin| io::copy(&mut from, &mut to).map(drop);
+        let quiet = || Tool::new("grep").args(["--quiet", "text"]);
+        assert!(writes().pipe_through(through, quiet()).is_ok());
+        assert!(writes().pipe_through(through, Tool::new("false")).is_err());
+        assert!(Tool::new("false").pipe_through(through, Tool::new("cat")).is_err());
+        let fails = |_, _| Err(io::ErrorKind::InvalidData.into());
+        assert!(matches!(writes().pipe_through(fails, Tool::new("true")), Err(ToolError::Pipe { .. })));
     }
 }

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use nemos_model::integrity::protection::OnCorruption;
 use nemos_model::keys::Policy;
+use nemos_model::overlay::policy as overlay;
 use nemos_model::partitions::Partition;
 use serde::Deserialize;
 use thiserror::Error;
@@ -55,6 +56,9 @@ pub struct Recipe {
     /// Which keys take the demo key's place on a device.
     #[serde(default)]
     pub keys: Policy,
+    /// How a device's overlay is.
+    #[serde(default)]
+    pub overlay: overlay::Policy,
     /// Accounts, by name.
     #[serde(default)]
     pub users: BTreeMap<String, User>,

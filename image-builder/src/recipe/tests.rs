@@ -84,6 +84,7 @@ fn a_mistake_is_found_by_its_line() {
             "[keys]\ntpm2 = false\nrecovery-key = true",
             "my.toml, line 5: a recovery-key is for when the TPM does not open",
         ),
+        ("[overlay]\nvolatile-size = \"1GiB\"", "my.toml, line 4: `1GiB` is no amount of memory for changes"),
         ("[squashfs]\nzstd-levle = 3", "my.toml, line 4: unknown field `zstd-levle`, expected `zstd-level`"),
         ("[debian]\npackages = [\n    \"vim\",\n    \"Vim\",\n]", "my.toml, line 6: `Vim`: names of packages are"),
         ("[partitions-mib]\nhome = 300\nhome = 301", "my.toml, line 5: duplicate key"),

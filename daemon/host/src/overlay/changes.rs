@@ -38,43 +38,83 @@ pub struct Trees<'a> {
     pub lower: &'a Path,
 }
 
+/// How far a walk has come. It needs the trees only to go on, so it can wait for whoever reads page by page. Memory goes with the
+/// largest folder, not with the number of changes.
+#[derive(Debug, Clone)]
+pub struct Walk {
+    /// Folders that are open, and the names that are still to come in each, the last first.
+    open: Vec<(PathBuf, Vec<OsString>)>,
+    /// Only what comes after this path.
+    after: Option<PathBuf>,
+}
+
+impl Walk {
+    /// Of what is at and below `below`, and comes after `after`.
+    pub fn new(below: &Path, after: Option<&Path>) -> Self {
+        let (folder, name) = match (below.parent(), below.file_name()) {
+            (Some(folder), Some(name)) => (folder.to_owned(), name.to_owned()),
+            _ => (PathBuf::new(), OsString::new()),
+        };
+        Walk { open: vec![(folder, vec![name])], after: after.map(Path::to_owned) }
+    }
+
+    /// The next path that the overlay has something at, and what.
+    pub(super) fn step(&mut self, trees: &Trees<'_>) -> Result<Option<(PathBuf, Upper)>, ChangesError> {
+        while let Some((folder, names)) = self.open.last_mut() {
+            let Some(name) = names.pop() else {
+                self.open.pop();
+                continue;
+            };
+            // That of the root is empty.
+            let path = if name.is_empty() { folder.clone() } else { folder.join(name) };
+            let after = self.after.as_deref();
+            // What comes before what is wanted, and so does all that is in it.
+            if after.is_some_and(|after| path.as_path() < after && !after.starts_with(&path)) {
+                continue;
+            }
+            let Some(Some(upper)) = unless_gone(trees.upper_at(&path))? else { continue };
+            let is_wanted = after.is_none_or(|after| path.as_path() > after);
+            if matches!(&upper, Upper::There { seen, .. } if seen.kind == Kind::Folder)
+                && let Some(names) = unless_gone(listed(&trees.upper.join(&path)))?
+            {
+                self.open.push((path.clone(), names));
+            }
+            if is_wanted {
+                return Ok(Some((path, upper)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The next change; `None` if there is no more.
+    pub fn next(&mut self, trees: &Trees<'_>) -> Result<Option<Change>, ChangesError> {
+        while let Some((path, upper)) = self.step(trees)? {
+            if let Some(Some(change)) = unless_gone(trees.judged(&path, &upper))? {
+                return Ok(Some(change));
+            }
+        }
+        Ok(None)
+    }
+}
+
 impl Trees<'_> {
-    /// Tells of each change at and below `below`, which comes after `after`, in the order of their paths. Memory goes with the
-    /// largest folder, not with the number of changes.
+    /// Tells of each change at and below `below`, which comes after `after`, in the order of their paths.
     pub fn changes(
         &self,
         below: &Path,
         after: Option<&Path>,
         tell: &mut dyn FnMut(Change) -> ControlFlow<()>,
     ) -> Result<(), ChangesError> {
-        let mut folders = vec![vec![below.to_owned()]];
-        while let Some(open) = folders.last_mut() {
-            let Some(path) = open.pop() else {
-                folders.pop();
-                continue;
-            };
-            // What comes before what is wanted, and so does all that is in it.
-            if after.is_some_and(|after| path.as_path() < after && !after.starts_with(&path)) {
-                continue;
-            }
-            let Some(Some(upper)) = unless_gone(self.upper_at(&path))? else { continue };
-            let is_wanted = after.is_none_or(|after| path.as_path() > after);
-            if is_wanted
-                && let Some(Some(change)) = unless_gone(self.judged(&path, &upper))?
-                && tell(change).is_break()
-            {
-                return Ok(());
-            }
-            if matches!(&upper, Upper::There { seen, .. } if seen.kind == Kind::Folder)
-                && let Some(entries) = unless_gone(entries(&self.upper.join(&path), &path))?
-            {
-                folders.push(entries);
+        let mut walk = Walk::new(below, after);
+        while let Some(change) = walk.next(self)? {
+            if tell(change).is_break() {
+                break;
             }
         }
         Ok(())
     }
 
-    fn judged(&self, path: &Path, upper: &Upper) -> Result<Option<Change>, ChangesError> {
+    pub(super) fn judged(&self, path: &Path, upper: &Upper) -> Result<Option<Change>, ChangesError> {
         // The root of the overlay is the root of the image.
         let factory = self.lower_at(path)?;
         let same = || same_content(&self.upper.join(path), &self.lower.join(path)).map_err(at(path));
@@ -130,11 +170,10 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> ChangesError {
     move |source| ChangesError { path: path.to_owned(), source }
 }
 
-/// The paths in a folder, the last first.
-fn entries(folder: &Path, path: &Path) -> Result<Vec<PathBuf>, ChangesError> {
-    let names = fs::read_dir(folder).and_then(|entries| {
-        entries.map(|entry| entry.map(|entry| path.join(entry.file_name()))).collect::<io::Result<Vec<_>>>()
-    });
+/// The names in a folder, the last first.
+fn listed(folder: &Path) -> Result<Vec<OsString>, ChangesError> {
+    let names = fs::read_dir(folder)
+        .and_then(|entries| entries.map(|entry| entry.map(|entry| entry.file_name())).collect::<io::Result<Vec<_>>>());
     let mut names = names.map_err(at(folder))?;
     names.sort_unstable_by(|one, other| other.cmp(one));
     Ok(names)

@@ -31,7 +31,7 @@ const MARK: &str = "trusted.nemos.job";
 /// Largest document that is read, in bytes.
 const MAX_BYTES: u64 = 64 << 10;
 
-const SWITCH: &str = "switch";
+pub(super) const SWITCH: &str = "switch";
 const SAVING: &str = ".saving";
 const DELETED: &str = ".deleted";
 

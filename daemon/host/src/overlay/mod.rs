@@ -2,8 +2,13 @@
 
 pub mod changes;
 pub mod configuration;
+mod fiemap;
+pub mod policy;
+pub mod reserve;
 pub mod revert;
+pub mod shadow;
 pub mod trial;
+pub mod usage;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
@@ -17,6 +22,7 @@ use libcryptsetup_rs::consts::vals::{CryptStatusInfo, CryptWipePattern, Encrypti
 use libcryptsetup_rs::{CryptDevice, CryptParamsLuks2, CryptParamsLuks2Ref, Either, LibcryptErr};
 use nemos_model::keys::{Identity, KeyslotId, OVERLAY_CIPHER, OVERLAY_SECTOR_BYTES, Provider, Record};
 use nemos_model::overlay::mode::ALWAYS_WRITABLE;
+use nemos_model::overlay::policy::MemorySize;
 use nemos_model::overlay::{LUKS_MAPPING, OVERLAY_SOURCE, SAVED_MOUNT, UPPER_MOUNT};
 use thiserror::Error;
 use uuid::Uuid;
@@ -256,7 +262,7 @@ pub(crate) fn with_file_system<T, E: From<OverlayError>>(
     close(partition).map_err(OverlayError::from)?;
     open_slot(partition, key, slot).map_err(OverlayError::from)?;
     let worked = mount_file_system(scratch).map_err(E::from).and_then(|()| {
-        let worked = work(scratch);
+        let worked = reserve::with_room(scratch, || work(scratch));
         let unmounted = mounts::unmount(scratch).map_err(io_error("unmount", scratch)).map_err(E::from);
         worked.and_then(|result| unmounted.map(|()| result))
     });
@@ -293,6 +299,7 @@ fn create_file_system(scratch: &Path) -> Result<(), OverlayError> {
 fn prepare_file_system(scratch: &Path) -> Result<(), OverlayError> {
     mount_file_system(scratch)?;
     let made = ["upper", "work"].iter().try_for_each(|name| fs::create_dir_all(scratch.join(name)));
+    let made = made.and_then(|()| reserve::keep(scratch));
     let synced = made.and_then(|()| File::open(scratch)).and_then(|folder| Ok(rustix::fs::syncfs(folder)?));
     let unmounted = mounts::unmount(scratch);
     synced.and(unmounted).map_err(io_error("prepare the file system on", &mapping()))
@@ -316,9 +323,9 @@ pub fn volume_mount() -> &'static Path {
     if is_mounted { saved } else { Path::new(UPPER_MOUNT) }
 }
 
-/// Mounts memory in its place, with the folders that an overlay needs: for this boot only.
-pub fn mount_volatile(target: &Path) -> Result<(), OverlayError> {
-    Mount::new("tmpfs", "tmpfs").option("mode", "0755").on(target)?;
+/// Mounts so much memory in its place, with the folders that an overlay needs: for this boot only.
+pub fn mount_volatile(target: &Path, size: MemorySize) -> Result<(), OverlayError> {
+    Mount::new("tmpfs", "tmpfs").option("mode", "0755").option("size", size.option()).on(target)?;
     ["upper", "work"]
         .iter()
         .try_for_each(|name| fs::create_dir(target.join(name)))

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use nemos_model::keys::KeyslotId;
 use nemos_model::overlay::UPPER_FOLDER;
 use nemos_model::overlay::changes::{Kind, Upper};
+use nemos_model::overlay::usage::REVERTED_FOLDER;
 use nemos_model::reset::KeptPath;
 use rustix::fs::syncfs;
 use thiserror::Error;
@@ -17,9 +18,6 @@ use tracing::warn;
 use super::changes::{ChangesError, Trees};
 use super::{OverlayError, with_file_system};
 use crate::keys::Key;
-
-/// The folder on the volume that takes what goes: a path goes in one step, however much is in it.
-const TRASH: &str = "reverted";
 
 /// A change that cannot be taken back.
 #[derive(Debug, Error)]
@@ -113,7 +111,7 @@ pub fn revert(
 
 /// The same, on the volume's file system.
 pub fn take_away(volume: &Path, lower: &Path, paths: &[KeptPath]) -> Result<(), RevertError> {
-    let (upper, trash) = (volume.join(UPPER_FOLDER), volume.join(TRASH));
+    let (upper, trash) = (volume.join(UPPER_FOLDER), volume.join(REVERTED_FOLDER));
     let trees = Trees { upper: &upper, lower };
     for path in paths {
         trees.check_around(path)?;

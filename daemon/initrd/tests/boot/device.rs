@@ -20,8 +20,9 @@ use nemos_model::JobId;
 use nemos_model::boot::{BootReport, PRELOADED_HASH_OPTION, REPORT_FILE, Reason};
 use nemos_model::job::Requester;
 use nemos_model::keys::DEMO_KEY_FILE;
-use nemos_model::overlay::Mode;
+use nemos_model::overlay::index::{Fingerprint, Writer};
 use nemos_model::overlay::trial::RUNNING_FILE;
+use nemos_model::overlay::{Mode, index, policy};
 use nemos_model::partitions::Partition;
 use nemos_model::reset::Scope;
 use nemos_model::reset::keep::decide;
@@ -369,8 +370,18 @@ fn build_root(work: &Path, image: &Path) -> String {
     // Not compressible, so that it is most of the squashfs, and damage to the middle of that is damage to it.
     let mut init = vec![0; 256 << 10];
     File::open("/dev/urandom").unwrap().read_exact(&mut init).unwrap();
-    let tree =
-        folder(work, "root", &[("sbin/init", &init), ("etc/hostname", b"device\n"), ("etc/app/shipped", b"shipped")]);
+    let sizes = br#"{"volatile-size": "48MiB"}"#;
+    let mut told = Writer::new(Vec::new()).unwrap();
+    told.add(Path::new("etc/hostname"), [Fingerprint::of(b"device")]).unwrap();
+    let told = told.finish().unwrap();
+    let files: [(&str, &[u8]); 5] = [
+        ("sbin/init", &init),
+        ("etc/hostname", b"device\n"),
+        ("etc/app/shipped", b"shipped"),
+        (policy::FILE, sizes),
+        (index::FILE, &told),
+    ];
+    let tree = folder(work, "root", &files);
     for mount_point in Partition::ALL.into_iter().filter_map(Partition::mount_point) {
         fs::create_dir_all(tree.join(mount_point.trim_start_matches('/'))).unwrap();
     }

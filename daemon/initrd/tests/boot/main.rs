@@ -10,6 +10,8 @@ mod keys;
 mod modes;
 mod reset;
 mod revert;
+mod room;
+mod shadow;
 mod take_over;
 
 use std::fs::{self, File};
@@ -75,6 +77,11 @@ fn main() -> ExitCode {
         configuration::a_reset_takes_what_is_saved_and_what_is_on_trial,
         revert::what_is_taken_back_is_as_the_image_has_it_and_all_else_stays,
         revert::a_path_inside_of_what_hides_the_image_fails_and_changes_nothing,
+        room::a_full_overlay_boots_and_takes_changes_once_there_is_room,
+        room::changes_to_a_full_overlay_are_taken_back,
+        room::a_full_overlay_is_reset,
+        shadow::an_image_in_place_of_another_is_noticed_before_anything_runs,
+        shadow::a_power_cut_while_it_is_noticed_changes_nothing_of_it,
         keys::a_recovery_key_opens_a_device_that_has_no_other_way,
         keys::a_reset_keeps_what_a_recovery_key_opens_and_brings_the_demo_key_back,
     ])

@@ -28,6 +28,8 @@ pub fn a_volatile_boot_begins_as_shipped_and_forgets() {
     assert_eq!((running.report.mode, &running.report.degraded[..]), (Mode::Volatile, &[][..]));
     assert_eq!(running.reads(HOSTNAME), "device\n");
     running.writes(HOSTNAME, "for now");
+    let memory = rustix::fs::statvfs(UPPER_MOUNT).unwrap();
+    assert_eq!(memory.f_blocks * memory.f_frsize, 48 << 20, "as much as the image says");
     // The volume is open, and takes no changes.
     assert!(running.report.volume.is_some() && running.report.keyslot.is_some());
     let saved = Path::new(SAVED_MOUNT).join(UPPER_FOLDER).join("etc/hostname");

@@ -2,9 +2,13 @@
 
 pub mod changes;
 pub mod configuration;
+pub mod index;
 pub mod mode;
+pub mod policy;
 pub mod revert;
+pub mod shadow;
 pub mod trial;
+pub mod usage;
 
 pub use configuration::ConfigurationName;
 pub use mode::{Mode, Modes};

@@ -119,6 +119,7 @@ mod tests {
             read_only: false,
             size: 100,
             used: home_used,
+            ..SeenMount::default()
         };
         let partition = SeenPartition { partition: Partition::Home, device: "/dev/vda2".into(), size: 128 };
         Observed { partitions: vec![partition], mounts: vec![mount], ..Observed::default() }

@@ -47,6 +47,7 @@ impl Service {
         let seen = self.desk.seen().await?;
         findings.extend(self.integrity.view().findings(seen.report.as_ref(), self.desk.now()));
         findings.extend(self.keys.finding());
+        findings.extend(self.desk.shadowed().await?);
         Ok(findings)
     }
 

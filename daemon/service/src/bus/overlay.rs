@@ -1,12 +1,12 @@
 //! The overlay, and what differs from the factory image.
 
-use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
 use nemos_api::configuration::{ApplyOptions, ConfigurationRecord, SaveOptions, TrialRecord};
 use nemos_api::options::Dictionary;
 use nemos_api::overlay::{ChangeRecord, ModeOptions, RevertOptions, WantedChanges};
+use nemos_api::usage::{self, UsageRecord};
 use nemos_api::{Error, ErrorKind, action};
 use nemos_host::overlay::changes::Trees;
 use nemos_host::overlay::revert::RevertError;
@@ -22,6 +22,7 @@ use zbus::object_server::ResponseDispatchNotifier;
 use zbus::{ObjectServer, OwnedObjectPath, interface};
 
 use crate::bus::Service;
+use crate::changes::Pages;
 use crate::configuration;
 use crate::desk::Asked;
 use crate::journal;
@@ -29,12 +30,13 @@ use crate::journal;
 /// `org.nemos.Device1.Overlay`.
 pub struct Overlay {
     service: Arc<Service>,
+    pages: Arc<Pages>,
 }
 
 impl Overlay {
     /// The interface of that service.
     pub fn new(service: Arc<Service>) -> Self {
-        Overlay { service }
+        Overlay { service, pages: Arc::default() }
     }
 
     /// Paths with changes that the next boot can take back.
@@ -109,28 +111,6 @@ fn parse(mode: &str) -> Result<Mode, Error> {
         let message = format!("`{}` is no mode; there are {}", mode.escape_debug(), known.join(", "));
         Error::new(ErrorKind::InvalidArgument, message)
     })
-}
-
-/// One page of changes, and where to go on.
-fn changes(wanted: &WantedChanges) -> Result<(Vec<ChangeRecord>, String), Error> {
-    let upper = match &wanted.configuration {
-        None => Path::new(UPPER_MOUNT).join(UPPER_FOLDER),
-        Some(name) => configuration::tree(name)?,
-    };
-    let trees = trees(&upper);
-    let mut page: Vec<ChangeRecord> = Vec::new();
-    let mut more = false;
-    let walked = trees.changes(&wanted.path, wanted.after.as_deref(), &mut |change| {
-        more = page.len() == wanted.limit;
-        if more {
-            return ControlFlow::Break(());
-        }
-        page.push(ChangeRecord::from(&change));
-        ControlFlow::Continue(())
-    });
-    walked.map_err(|error| Error::new(ErrorKind::Failed, error.to_string()))?;
-    let next = page.last().filter(|_| more).map(|last| last.path.clone()).unwrap_or_default();
-    Ok((page, next))
 }
 
 #[interface(name = "org.nemos.Device1.Overlay", introspection_docs = false)]
@@ -277,7 +257,18 @@ impl Overlay {
         let caller = gate.caller(&call).await?;
         gate.admit(&call, &caller, action::OVERLAY_CHANGES).await?;
         let wanted = WantedChanges::parse(options)?;
-        let walked = spawn_blocking(move || changes(&wanted)).await;
+        let (layers, pages) = (self.service.desk.layers().await?, Arc::clone(&self.pages));
+        let walked = spawn_blocking(move || pages.page(&layers, &wanted)).await;
         walked.unwrap_or_else(|error| Err(Error::new(ErrorKind::Failed, error.to_string())))
+    }
+
+    /// All of the volume is looked through for it, which is not for everybody to ask.
+    #[zbus(out_args("usage"))]
+    async fn usage(&self, options: Dictionary, #[zbus(header)] call: Header<'_>) -> Result<UsageRecord, Error> {
+        let Service { gate, desk, .. } = &*self.service;
+        let caller = gate.caller(&call).await?;
+        gate.admit(&call, &caller, action::OVERLAY_CHANGES).await?;
+        usage::parse(options)?;
+        desk.usage().await
     }
 }

@@ -1,8 +1,9 @@
 //! A device and a gate that are made up, and a service on them that a client is connected to.
 
+use std::fs;
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -10,6 +11,8 @@ use std::time::Duration;
 use nemos_api::{Error, ErrorKind};
 use nemos_host::certificate::{SigningKey, SigningKeyError};
 use nemos_host::integrity::ledger::Ledger;
+use nemos_host::overlay::shadow::note_image;
+use nemos_host::overlay::usage::UsageError;
 use nemos_host::reset::keep::KeepError;
 use nemos_host::state::{StateError, Store};
 use nemos_model::boot::{BootReport, REPORT_VERSION};
@@ -20,7 +23,8 @@ use nemos_model::integrity::scrub;
 use nemos_model::integrity::{Event, Scrub, VerityTable};
 use nemos_model::job::Requester;
 use nemos_model::keys::{Identity, Provider};
-use nemos_model::overlay::{LOWER_MOUNT, Mode, UPPER_MOUNT};
+use nemos_model::overlay::index::{FILE, Fingerprint, Writer};
+use nemos_model::overlay::{LOWER_MOUNT, Mode, UPPER_MOUNT, usage as overlay};
 use nemos_model::partitions::Partition;
 use nemos_model::reset::Step;
 use nemos_model::reset::audit::{Audit, Found, Survey};
@@ -31,6 +35,7 @@ use nemos_model::{JobId, Timestamp};
 use nemosd::authorization::{Answer, Gate};
 use nemosd::bus::announce::Announcer;
 use nemosd::bus::{Service, serve};
+use nemosd::changes::Layers;
 use nemosd::desk::Desk;
 use nemosd::device::Device;
 use nemosd::integrity::Integrity;
@@ -160,6 +165,7 @@ pub struct FakeDevice {
     /// Where its key is.
     folder: TempDir,
     ledger: TempDir,
+    overlay: TempDir,
     scrubs: Mutex<Vec<scrub::Step>>,
 }
 
@@ -182,6 +188,7 @@ impl FakeDevice {
             files: Mutex::new(vec![("/etc/machine-id", 4096), ("/etc/app", 1 << 20), ("/home/large", 1 << 30)]),
             folder: tempfile::tempdir().unwrap(),
             ledger: TempDir::new().unwrap(),
+            overlay: TempDir::new().unwrap(),
             scrubs: Mutex::default(),
         })
     }
@@ -231,6 +238,53 @@ impl FakeDevice {
 
     pub fn unmount(&self, target: &str) {
         self.seen.lock().unwrap().mounts.retain(|mount| mount.target != target);
+    }
+
+    /// So many percent of what is mounted there are in use.
+    pub fn fills(&self, target: &str, percent: u64) {
+        let mut seen = self.seen.lock().unwrap();
+        seen.mounts.iter_mut().filter(|mount| mount.target == target).for_each(|mount| mount.used = percent);
+    }
+
+    /// The partition of its overlay is larger than the volume.
+    pub fn grows(&self) {
+        let mut seen = self.seen.lock().unwrap();
+        let partitions = seen.partitions.iter_mut();
+        partitions.filter(|seen| seen.partition == Partition::Root).for_each(|root| root.size = 1 << 30);
+    }
+
+    /// It boots the image with these files, of this root hash, as nemos-initrd has it.
+    pub fn boots(&self, root_hash: &str, files: &[(&str, &str)]) {
+        let Layers { volume, lower, .. } = self.layers();
+        let _ = fs::remove_dir_all(&lower);
+        let mut index = Writer::new(Vec::new()).unwrap();
+        for (path, content) in files {
+            let file = lower.join(path);
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(&file, content).unwrap();
+            index.add(Path::new(path), [Fingerprint::of(content.as_bytes())]).unwrap();
+        }
+        let file = lower.join(FILE);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, index.finish().unwrap()).unwrap();
+        fs::create_dir_all(volume.join("upper")).unwrap();
+        note_image(&volume, &lower, root_hash.parse().unwrap()).unwrap();
+    }
+
+    /// Somebody writes a file.
+    pub fn writes(&self, path: &str, content: &str) {
+        let file = self.layers().volume.join("upper").join(path);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, content).unwrap();
+    }
+
+    /// Its volume could not be opened.
+    pub fn has_its_overlay_in_memory(&self) {
+        let mut seen = self.seen.lock().unwrap();
+        seen.mounts
+            .iter_mut()
+            .filter(|mount| mount.target == UPPER_MOUNT)
+            .for_each(|mount| mount.fs_type = "tmpfs".into());
     }
 
     pub fn corrupt_root(&self) {
@@ -332,6 +386,21 @@ impl Device for FakeDevice {
         Ok(64 << 20)
     }
 
+    fn layers(&self) -> Layers {
+        Layers { volume: self.overlay.path().join("volume"), lower: self.overlay.path().join("image"), root_hash: None }
+    }
+
+    fn usage(&self) -> Result<overlay::Usage, UsageError> {
+        let taken = |bytes, shared| overlay::Taken { entries: 2, bytes, shared };
+        let configurations = vec![("lab".into(), taken(20, 15))];
+        let changes = taken(30, 15);
+        Ok(overlay::Usage { size: 100, free: 40, changes, configurations, shared: 15, ..overlay::Usage::default() })
+    }
+
+    fn memory_limit(&self) -> u64 {
+        512 << 20
+    }
+
     fn signing_key(&self) -> Result<SigningKey, SigningKeyError> {
         SigningKey::in_file(&Store::open(self.folder.path())?)
     }
@@ -353,6 +422,7 @@ fn healthy_storage() -> Observed {
         read_only: fs_type == "squashfs",
         size: 100,
         used: 10,
+        ..SeenMount::default()
     };
     let mapping = |name: &str, target: &str, status: &str| SeenMapping {
         name: name.into(),

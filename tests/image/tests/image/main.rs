@@ -85,6 +85,8 @@ fn main() -> ExitCode {
         reset::systemds_factory_reset_target_ends_in_the_same_reset,
         configuration::what_is_saved_is_applied_and_what_is_not_confirmed_is_gone_back_from,
         overlay::what_was_changed_is_told_and_what_was_not_is_not,
+        overlay::a_full_overlay_boots_says_so_and_is_taken_back_or_reset,
+        overlay::the_index_of_the_image_is_kept_and_what_another_image_had_is_told,
         overlay::what_is_taken_back_is_as_the_image_has_it_after_the_next_boot,
         overlay::a_read_only_device_is_whole_and_takes_changes_only_where_it_must,
         keys::what_is_no_key_is_refused_in_a_sentence,

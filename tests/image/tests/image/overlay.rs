@@ -107,3 +107,76 @@ pub fn what_is_taken_back_is_as_the_image_has_it_after_the_next_boot() -> Case {
     assert_eq!((&last["kind"], &last["state"]), (&"revert".into(), &"done".into()), "{last}");
     Ok(())
 }
+
+/// Nothing fits any more, neither content nor names.
+const FILL: &str = "mkdir /opt/full && cd /opt/full && { dd if=/dev/zero of=large bs=1M; dd if=/dev/zero of=more bs=4k; \
+                    for number in $(seq 20000); do echo x > small-$number || break; done; } 2>/dev/null; sync; ! touch /opt/more 2>/dev/null";
+
+pub fn a_full_overlay_boots_says_so_and_is_taken_back_or_reset() -> Case {
+    let mut device = Device::running()?;
+    let usage = device.tells("nemosctl overlay usage --json")?;
+    let size = usage["size"].as_u64().ok_or("no size")?;
+    assert!(usage["free"].as_u64() > Some(size / 2) && usage["reserve"].as_u64() > Some(1 << 20), "{usage}");
+    assert!(usage["memory_limit"].as_u64() > Some(100 << 20) && usage["unused"].is_null(), "{usage}");
+    let refused = device.run("runuser -u nobody -- nemosctl overlay usage")?;
+    assert!(refused.status == 1 && refused.stderr.contains("does not grant"), "{refused:?}");
+
+    device.says("echo mine > /etc/mine")?;
+    device.says(FILL)?;
+    is_full(&mut device)?;
+    device.reboots()?;
+    is_full(&mut device)?;
+    assert_eq!(device.says("cat /etc/mine && findmnt --noheadings --output OPTIONS / | cut -d, -f1")?, "mine\nrw");
+    let usage = device.tells("nemosctl overlay usage --json")?;
+    assert!(usage["changes"]["bytes"].as_u64() > Some(size / 2), "{usage}");
+
+    device.reboots_by("nemosctl overlay revert /opt/full --yes")?;
+    device.says("! test -e /opt/full && test -e /etc/mine && echo more > /opt/more")?;
+    let health = device.run("nemosctl health")?;
+    assert!(health.status < 2 && !health.stdout.contains("% full"), "{health:?}");
+
+    device.says(FILL)?;
+    is_full(&mut device)?;
+    device.reboots_by("nemosctl reset --overlay --yes")?;
+    device.says("! test -e /opt/full && ! test -e /etc/mine && echo more > /opt/more")?;
+    Ok(())
+}
+
+/// It answers, says what is wrong, and what to do.
+fn is_full(device: &mut Device) -> Result<(), Failed> {
+    let health = device.run("nemosctl health")?;
+    assert!(health.status == 2 && health.stdout.contains("% full"), "{health:?}");
+    assert!(health.stdout.contains("nemosctl overlay usage"), "{health:?}");
+    device.says(
+        "nemosctl status > /dev/null; nemosctl overlay diff /etc > /dev/null && nemosctl overlay usage > /dev/null",
+    )?;
+    Ok(())
+}
+
+pub fn the_index_of_the_image_is_kept_and_what_another_image_had_is_told() -> Case {
+    let mut device = Device::running()?;
+    let index = "/run/nemos/root/usr/share/nemos/index";
+    let kept = format!("/run/nemos/overlay/images/$(sed -n 's/.*roothash=\\([0-9a-f]*\\).*/\\1/p' /proc/cmdline)");
+    device.says(&format!("cmp {index} {kept}"))?;
+    // Each path of the root is in it but the index itself: for the end of its bytes says how many there are.
+    let counted = device.says(&format!("tail -c 8 {index} | od -An -td8 | tr -d ' '"))?;
+    let found = device.says("find /run/nemos/root -xdev ! -path /run/nemos/root/usr/share/nemos/index | wc -l")?;
+    assert_eq!(counted, found);
+
+    // As if the device had run an image that had nothing of what this one has.
+    device.says("echo mine >> /etc/debian_version && rm /etc/issue && echo new > /etc/new")?;
+    let forget = format!(
+        "mv {kept} /tmp/index && {{ head -c 16 /tmp/index; printf '\\377\\377\\377\\377\\0\\0\\0\\0\\0\\0\\0\\0'; }} > \
+         /run/nemos/overlay/images/$(printf %064d 0) && sync"
+    );
+    device.says(&forget)?;
+    assert_eq!(device.says("nemosctl overlay diff --shadowed")?, "");
+    device.reboots()?;
+    let told = device.says("nemosctl overlay diff /etc --shadowed")?;
+    assert!(told.contains("/etc/debian_version") && told.contains("deleted   /etc/issue"), "{told}");
+    assert!(!told.contains("/etc/new"), "the image has nothing there:\n{told}");
+    let health = device.run("nemosctl health")?;
+    assert!(health.stdout.contains("hide what this image has changed"), "{health:?}");
+    device.says("echo anew >> /etc/debian_version; nemosctl overlay diff /etc --shadowed --json | grep -q debian_version && exit 1; true")?;
+    Ok(())
+}
