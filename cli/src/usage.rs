@@ -65,19 +65,17 @@ impl Usage {
         for (name, bytes) in plain.into_iter().filter_map(|(name, bytes)| Some((name, bytes?))) {
             rows.push([name.to_owned(), text::bytes(bytes), String::new(), String::new()]);
         }
-        let mut said = if rows.len() > 1 { table::columns(&rows) } else { "the volume is not open\n".to_owned() };
+        let volume = if rows.len() > 1 { table::columns(&rows) } else { "the volume is not open\n".to_owned() };
         let limit = text::bytes(self.memory_limit);
-        said.push_str(&match self.memory_used {
+        let memory = match self.memory_used {
             Some(used) => format!("changes of this boot take {} of {limit} of memory\n", text::bytes(used)),
             None => format!("in modes volatile and readonly, changes may take {limit} of memory\n"),
-        });
-        if let Some(unused) = self.unused {
+        };
+        let unused = self.unused.map(|unused| {
             let unused = text::bytes(unused);
-            said.push_str(&format!(
-                "{unused} of the partition are not used, for it has grown; `nemosctl reset --overlay` makes use of them\n"
-            ));
-        }
-        said
+            format!("{unused} of the partition are not used, for it has grown; `nemosctl reset --overlay` makes use of them\n")
+        });
+        [volume, memory, unused.unwrap_or_default()].concat()
     }
 }
 

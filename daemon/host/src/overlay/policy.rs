@@ -41,7 +41,7 @@ pub fn policy(root: &Path) -> Result<Policy, PolicyError> {
 /// Bytes of memory that this machine has.
 pub fn memory() -> u64 {
     let info = rustix::system::sysinfo();
-    u64::try_from(info.totalram).unwrap_or(u64::MAX).saturating_mul(u64::from(info.mem_unit))
+    info.totalram.saturating_mul(u64::from(info.mem_unit))
 }
 
 #[cfg(test)]

@@ -169,6 +169,12 @@ pub enum InvalidIndex {
     Damaged(u64),
 }
 
+/// What comes next in an index.
+enum Record<const N: usize> {
+    Path(PathBuf, [Fingerprint; N]),
+    End,
+}
+
 /// The paths of an index and their fingerprints, in order. Copies go on where the original was.
 #[derive(Debug, Clone)]
 pub struct Entries<const N: usize> {
@@ -203,12 +209,12 @@ impl<const N: usize> Entries<N> {
         Some(taken)
     }
 
-    /// `None` if it is damaged, `Some(None)` at its end.
-    fn read(&mut self) -> Option<Option<(PathBuf, [Fingerprint; N])>> {
+    /// `None` if it is damaged.
+    fn read(&mut self) -> Option<Record<N>> {
         let (shared, rest) = (u16::from_le_bytes(self.take()?), u16::from_le_bytes(self.take()?));
         if (shared, rest) == (END, END) {
             let is_whole = u64::from_le_bytes(self.take()?) == self.count && self.at == self.bytes.len();
-            return is_whole.then_some(None);
+            return is_whole.then_some(Record::End);
         }
         let shared = usize::from(shared);
         let end = self.at.checked_add(usize::from(rest))?;
@@ -227,7 +233,7 @@ impl<const N: usize> Entries<N> {
         }
         self.count += 1;
         self.path.clone_from(&path);
-        Some(Some((PathBuf::from(OsStr::from_bytes(&path)), fingerprints)))
+        Some(Record::Path(OsStr::from_bytes(&path).into(), fingerprints))
     }
 }
 
@@ -239,9 +245,10 @@ impl<const N: usize> Iterator for Entries<N> {
             return None;
         }
         let read = self.read();
-        self.ended = !matches!(read, Some(Some(_)));
+        self.ended = !matches!(read, Some(Record::Path(..)));
         match read {
-            Some(entry) => entry.map(Ok),
+            Some(Record::Path(path, fingerprints)) => Some(Ok((path, fingerprints))),
+            Some(Record::End) => None,
             None => Some(Err(InvalidIndex::Damaged(self.count))),
         }
     }
