@@ -45,15 +45,15 @@ fn give_if_full(volume: &Path) -> io::Result<()> {
     }
 }
 
-/// Makes the file, if it is not there, as large as it can be.
+/// Makes the file as large as it should be; or, where there is none and no such room, as large as it can be.
 pub(super) fn keep(volume: &Path) -> io::Result<()> {
     let path = volume.join(RESERVE_FILE);
-    if path.exists() {
+    let (size, free) = room(volume)?;
+    let (held, mut wanted) = (fs::metadata(&path).map_or(0, |found| found.len()), wanted(size));
+    if held >= wanted || held > 0 && free < wanted {
         return Ok(());
     }
-    let (size, free) = room(volume)?;
-    let mut wanted = wanted(size).min(free);
-    let file = File::create(&path)?;
+    let file = File::options().write(true).create(true).truncate(false).open(&path)?;
     while wanted >= WORTH {
         match fallocate(&file, FallocateFlags::empty(), 0, wanted) {
             Err(rustix::io::Errno::NOSPC) => wanted /= 2,
@@ -86,5 +86,8 @@ mod tests {
         let made = fs::metadata(&reserve).unwrap();
         assert!((LEAST..=MOST).contains(&made.len()), "{}", made.len());
         assert!(with_room(volume.path(), || reserve.exists()), "there is room without it");
+        File::options().write(true).open(&reserve).unwrap().set_len(WORTH).unwrap();
+        with_room(volume.path(), || ());
+        assert_eq!(fs::metadata(&reserve).unwrap().len(), made.len(), "it grows once there is room again");
     }
 }
