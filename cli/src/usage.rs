@@ -17,6 +17,7 @@ struct Usage {
     names_free: Option<u64>,
     changes: Option<Folder>,
     configurations: Vec<Folder>,
+    previous: Option<Folder>,
     reverted: Option<Folder>,
     shared: Option<u64>,
     reserve: Option<u64>,
@@ -57,8 +58,11 @@ impl Usage {
         for configuration in &self.configurations {
             folder(&format!("configuration {}", configuration.name.as_deref().unwrap_or_default()), configuration);
         }
-        if let Some(reverted) = self.reverted.as_ref().filter(|reverted| reverted.entries > 0) {
-            folder("taken back", reverted);
+        // Hardly ever is there any of these; the folder itself always is.
+        for (name, there) in [("before the trial", &self.previous), ("taken back", &self.reverted)] {
+            if let Some(there) = there.as_ref().filter(|there| there.entries > 1) {
+                folder(name, there);
+            }
         }
         let plain =
             [("kept for boots", self.reserve), ("log and own", self.rest), ("free", self.free), ("all", self.size)];
@@ -81,9 +85,8 @@ impl Usage {
 
 impl From<UsageRecord> for Usage {
     fn from(record: UsageRecord) -> Self {
-        let UsageRecord {
-            size, free, names, names_free, changes, configurations, reverted, shared, reserve, rest, ..
-        } = record;
+        let UsageRecord { size, free, names, names_free, changes, configurations, previous, reverted, .. } = record;
+        let UsageRecord { shared, reserve, rest, .. } = record;
         Usage {
             size,
             free,
@@ -91,6 +94,7 @@ impl From<UsageRecord> for Usage {
             names_free,
             changes: changes.map(Folder::from),
             configurations: configurations.into_iter().flatten().map(Folder::from).collect(),
+            previous: previous.map(Folder::from),
             reverted: reverted.map(Folder::from),
             shared,
             reserve,
@@ -125,6 +129,7 @@ mod tests {
             names_free: Some(249_000),
             changes: Some(folder(None, 30 << 20, 10 << 20)),
             configurations: Some(vec![folder(Some("lab"), 20 << 20, 10 << 20)]),
+            previous: Some(FolderRecord::default()),
             reverted: Some(FolderRecord::default()),
             shared: Some(10 << 20),
             reserve: Some(8 << 20),

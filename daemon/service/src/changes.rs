@@ -9,9 +9,11 @@ use nemos_api::{Error, ErrorKind};
 use nemos_host::overlay::changes::{Trees, Walk};
 use nemos_host::overlay::shadow::Shadows;
 use nemos_model::integrity::RootHash;
-use nemos_model::overlay::UPPER_FOLDER;
 use nemos_model::overlay::changes::{Change, from_text};
+use nemos_model::overlay::{ConfigurationName, UPPER_FOLDER};
 use tracing::warn;
+
+use crate::configuration;
 
 /// How long a walk waits for whoever reads its next page: what it has seen of a folder gets old.
 const WAITS: Duration = Duration::from_secs(60);
@@ -36,6 +38,8 @@ struct Waiting {
     since: Instant,
     /// Below what was asked for.
     path: PathBuf,
+    /// The saved configuration that it is of.
+    configuration: Option<ConfigurationName>,
     /// The path that its page ended with.
     after: PathBuf,
     /// The first change of the next page.
@@ -47,17 +51,21 @@ struct Waiting {
 impl Pages {
     /// One page of changes, and where to go on; empty at the end.
     pub fn page(&self, layers: &Layers, wanted: &WantedChanges) -> Result<(Vec<ChangeRecord>, String), Error> {
-        let upper = layers.volume.join(UPPER_FOLDER);
+        let upper = match &wanted.configuration {
+            None => layers.volume.join(UPPER_FOLDER),
+            Some(name) => configuration::tree(name)?,
+        };
         let trees = Trees { upper: &upper, lower: &layers.lower };
         let waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
         let is_wanted = |waiting: &Waiting| {
             waiting.since.elapsed() < WAITS
                 && waiting.path == wanted.path
+                && waiting.configuration == wanted.configuration
                 && wanted.after.as_deref() == Some(waiting.after.as_path())
         };
         let (mut next, mut walk, mut shadows) = match waiting.filter(is_wanted) {
             Some(Waiting { next, walk, shadows, .. }) => (Some(next), walk, shadows),
-            None => (None, Walk::new(&wanted.path, wanted.after.as_deref()), shadows(layers)),
+            None => (None, Walk::new(&wanted.path, wanted.after.as_deref()), shadows(layers, wanted)),
         };
         let failed = |error: &dyn std::error::Error| Error::new(ErrorKind::Failed, error.to_string());
         let mut page: Vec<ChangeRecord> = Vec::new();
@@ -70,8 +78,9 @@ impl Pages {
             if let Some(last) = page.last().filter(|_| page.len() == wanted.limit) {
                 let end = last.path.clone();
                 let after = from_text(&end).map_err(|error| failed(&error))?;
-                let path = wanted.path.clone();
-                let waiting = Waiting { since: Instant::now(), path, after, next: change, walk, shadows };
+                let (path, configuration) = (wanted.path.clone(), wanted.configuration.clone());
+                let waiting =
+                    Waiting { since: Instant::now(), path, configuration, after, next: change, walk, shadows };
                 *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(waiting);
                 return Ok((page, end));
             }
@@ -82,7 +91,11 @@ impl Pages {
 }
 
 /// Which changes are shadowed is told by health if it is not known; the changes are.
-fn shadows(layers: &Layers) -> Option<Shadows> {
+fn shadows(layers: &Layers, wanted: &WantedChanges) -> Option<Shadows> {
+    // Copies have other marks.
+    if wanted.configuration.is_some() {
+        return None;
+    }
     Shadows::read(&layers.volume, layers.root_hash?).unwrap_or_else(|error| {
         warn!("changes are told without those that are shadowed: {error}");
         None
