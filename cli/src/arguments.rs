@@ -320,7 +320,7 @@ pub enum OverlayCommand {
         #[arg(long, value_name = "NAME")]
         configuration: Option<String>,
         /// Only those that hide what a newer image has changed since they were made
-        #[arg(long)]
+        #[arg(long, conflicts_with = "configuration")]
         shadowed: bool,
     },
 }

@@ -65,7 +65,7 @@ impl Usage {
             }
         }
         let plain =
-            [("kept for boots", self.reserve), ("log and own", self.rest), ("free", self.free), ("all", self.size)];
+            [("kept for boots", self.reserve), ("file system", self.rest), ("free", self.free), ("all", self.size)];
         for (name, bytes) in plain.into_iter().filter_map(|(name, bytes)| Some((name, bytes?))) {
             rows.push([name.to_owned(), text::bytes(bytes), String::new(), String::new()]);
         }

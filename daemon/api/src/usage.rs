@@ -36,7 +36,7 @@ impl From<Taken> for FolderRecord {
 #[derive(Debug, Clone, PartialEq, Eq, Default, SerializeDict, DeserializeDict, Type)]
 #[zbus(signature = "a{sv}", rename_all = "kebab-case")]
 pub struct UsageRecord {
-    /// Of the volume's file system, its log among them.
+    /// Of the volume's file system, without its log.
     pub size: Option<u64>,
     /// Of it, free.
     pub free: Option<u64>,
@@ -56,7 +56,7 @@ pub struct UsageRecord {
     pub reserve: Option<u64>,
     /// Of all blocks that are shared, each counted once.
     pub shared: Option<u64>,
-    /// The log, what the file system needs for itself, and what nemos notes beside the changes.
+    /// What the file system needs for itself, and what nemos notes beside the changes.
     pub rest: Option<u64>,
     /// Of the partition, left out by the volume, because the partition has grown.
     pub unused: Option<u64>,

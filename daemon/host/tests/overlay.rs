@@ -258,7 +258,7 @@ fn what_is_shared_takes_room_once() {
     fs::create_dir(&volume).unwrap();
     run("mount", ["-o".as_ref(), "loop".as_ref(), image.as_os_str(), volume.as_os_str()]);
     let empty = usage_of(&volume).unwrap();
-    assert!(empty.rest() > 1 << 20, "the log: {empty:?}");
+    assert!(empty.rest() > 1 << 20, "{empty:?}");
     let [upper, saved] = ["upper", "configurations/lab/tree"].map(|name| volume.join(name));
     for tree in [&upper, &saved] {
         fs::create_dir_all(tree).unwrap();

@@ -33,7 +33,7 @@ pub struct Taken {
 /// What takes room on the volume.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Bytes of its file system, its log among them.
+    /// Bytes of its file system, without its log.
     pub size: u64,
     /// Bytes of them that are free.
     pub free: u64,
@@ -56,7 +56,7 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// Bytes of the log, of what the file system needs for itself, and of what nemos notes beside the changes.
+    /// Bytes of what the file system needs for itself, and of what nemos notes beside the changes.
     pub fn rest(&self) -> u64 {
         let folders = [self.changes, self.previous, self.reverted]
             .into_iter()
