@@ -1,6 +1,6 @@
 //! Saved configurations, and what is on trial: what may be asked, and what is done while the system runs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nemos_api::configuration::{ApplyOptions, ConfigurationRecord, SaveOptions, within};
@@ -10,7 +10,8 @@ use nemos_host::overlay::trial::{self, TrialError};
 use nemos_host::overlay::volume_mount;
 use nemos_model::health::{Health, verdict};
 use nemos_model::job::{Job, JobState, Kind, Requester};
-use nemos_model::overlay::{ConfigurationName, Mode, Tried};
+use nemos_model::overlay::changes::to_text;
+use nemos_model::overlay::{ConfigurationName, LOWER_MOUNT, Mode, Tried};
 use nemos_model::state::{NotTaken, Wanted};
 use tokio::task::spawn_blocking;
 use tracing::warn;
@@ -88,14 +89,21 @@ impl Service {
     /// A configuration of another image may hide what is new in this one.
     async fn fits(&self, name: &ConfigurationName, force: bool) -> Result<(), Error> {
         let wanted = name.clone();
-        let about = blocking(move || host::about(volume_mount(), &wanted).map_err(|error| refusal(&error))).await?;
+        let known = blocking(move || {
+            let about = host::about(volume_mount(), &wanted).map_err(|error| refusal(&error))?;
+            let hidden = host::shadowed(volume_mount(), Path::new(LOWER_MOUNT), &wanted);
+            Ok((about, hidden.map_err(|error| refusal(&error))?))
+        });
+        let (about, hidden) = known.await?;
         let here = self.desk.seen().await?.report.as_ref().map(|report| report.root_hash);
-        if force || here == Some(about.root_hash) {
+        if force || here == Some(about.root_hash) || hidden.as_ref().is_some_and(Vec::is_empty) {
             return Ok(());
         }
         let (image, here) = (about.image, self.desk.image().await?);
+        let hides =
+            hidden.map_or_else(|| "which of its files hide newer ones is not known".to_owned(), |paths| told(&paths));
         let message = format!(
-            "configuration {name} was made on {} {}, and this is {} {}: files that the image has changed since are hidden by older ones of it; `nemosctl overlay show {name}` tells its changes, and --force applies it all the same",
+            "configuration {name} was made on {} {}, and this is {} {}: {hides}; --force applies it all the same",
             image.id, image.version, here.id, here.version
         );
         Err(Error::new(ErrorKind::NotSupported, message))
@@ -161,6 +169,17 @@ impl Service {
         let message = format!("nothing can be {what} at this boot, whose overlay is in memory");
         Err(Error::new(ErrorKind::NotSupported, message))
     }
+}
+
+/// The paths at which a configuration hides something newer, as many as one reads.
+fn told(paths: &[PathBuf]) -> String {
+    const MOST: usize = 20;
+    let shown: Vec<String> = paths.iter().take(MOST).map(|path| to_text(path)).collect();
+    let more = match paths.len().saturating_sub(MOST) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    format!("it hides what the image has changed since at {}{more}", shown.join(", "))
 }
 
 /// Takes away what interrupted work has left, and what nobody can go back to.

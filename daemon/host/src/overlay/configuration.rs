@@ -17,13 +17,14 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use nemos_model::JobId;
-use nemos_model::overlay::configuration::{ABOUT_FILE, About, FOLDER, TREE_FOLDER, Unreadable};
+use nemos_model::overlay::configuration::{ABOUT_FILE, About, BASE_FILE, FOLDER, TREE_FOLDER, Unreadable};
 use nemos_model::overlay::{ConfigurationName, UPPER_FOLDER};
 use rustix::fs::{CWD, RenameFlags, XattrFlags, lgetxattr, lremovexattr, lsetxattr, renameat_with, syncfs};
 use rustix::io::Errno;
 use thiserror::Error;
 use tracing::warn;
 
+use super::shadow::{Base, Index, ShadowError};
 use crate::copy::{self, CopyError};
 
 /// Attribute of an upper folder that a job has put in its place: its name.
@@ -58,6 +59,9 @@ pub enum ConfigurationError {
     /// It cannot be copied.
     #[error(transparent)]
     Copy(#[from] CopyError),
+    /// What the image has at its paths cannot be noted, or told.
+    #[error(transparent)]
+    Base(#[from] ShadowError),
     /// Writing or reading failed.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
@@ -108,6 +112,20 @@ pub fn about(volume: &Path, name: &ConfigurationName) -> Result<About, Configura
     About::parse(&text).map_err(|source| ConfigurationError::Unreadable { path, source })
 }
 
+/// The paths of a configuration at which this image has something else than the one that it was made on, in order; `None` if
+/// that is not known.
+pub fn shadowed(
+    volume: &Path,
+    lower: &Path,
+    name: &ConfigurationName,
+) -> Result<Option<Vec<PathBuf>>, ConfigurationError> {
+    let base = folder(volume, name).join(BASE_FILE);
+    match Index::of_image(lower)?.filter(|_| base.exists()) {
+        Some(index) => Ok(Some(Base::read(&base)?.shadowed(&index)?.collect::<Result<_, _>>()?)),
+        None => Ok(None),
+    }
+}
+
 /// All saved configurations by name, each with what is known of it.
 pub fn list(volume: &Path) -> Result<Vec<(ConfigurationName, Result<About, ConfigurationError>)>, ConfigurationError> {
     let place = volume.join(FOLDER);
@@ -128,7 +146,13 @@ pub fn list(volume: &Path) -> Result<Vec<(ConfigurationName, Result<About, Confi
 }
 
 /// Saves the changes that the overlay has. It can be repeated from its start.
-pub fn save(volume: &Path, name: &ConfigurationName, replace: bool, about: &About) -> Result<(), ConfigurationError> {
+pub fn save(
+    volume: &Path,
+    lower: &Path,
+    name: &ConfigurationName,
+    replace: bool,
+    about: &About,
+) -> Result<(), ConfigurationError> {
     prepare(volume)?;
     let (place, new) = (folder(volume, name), volume.join(FOLDER).join(SAVING));
     let there = match self::about(volume, name) {
@@ -137,7 +161,7 @@ pub fn save(volume: &Path, name: &ConfigurationName, replace: bool, about: &Abou
         there => !matches!(there, Err(ConfigurationError::NotThere(_))),
     };
     remove(&new)?;
-    let made = make(volume, &new, about).and_then(|()| put(volume, &new, &place, there));
+    let made = make(volume, lower, &new, about).and_then(|()| put(volume, &new, &place, there));
     if made.is_err() {
         // It may have failed for lack of the room that it takes.
         remove(&new)?;
@@ -146,11 +170,14 @@ pub fn save(volume: &Path, name: &ConfigurationName, replace: bool, about: &Abou
     remove(&new)
 }
 
-fn make(volume: &Path, new: &Path, about: &About) -> Result<(), ConfigurationError> {
+fn make(volume: &Path, lower: &Path, new: &Path, about: &About) -> Result<(), ConfigurationError> {
     let (tree, text) = (new.join(TREE_FOLDER), new.join(ABOUT_FILE));
     fs::create_dir(new).map_err(at("make", new))?;
     copy::tree(&volume.join(UPPER_FOLDER), &tree)?;
     unmark(&tree)?;
+    if let Some(index) = Index::of_image(lower)? {
+        Base::note(&tree, &index, &new.join(BASE_FILE))?;
+    }
     fs::write(&text, about.to_text()).map_err(at("write", &text))
 }
 

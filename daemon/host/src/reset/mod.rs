@@ -177,13 +177,13 @@ fn switch(step: Step, job: &Job, work: &Work<'_>, volume: &Path) -> Result<(), S
     let done = match step {
         Step::Save => {
             let about = About::new(image(work.lower), work.root_hash, job.requested_at, Some(job.id));
-            configuration::save(volume, name()?, job.replace, &about)
+            configuration::save(volume, work.lower, name()?, job.replace, &about)
         }
         Step::Apply => configuration::apply(volume, name()?, job.id, job.within.is_some()),
         _ => configuration::go_back(volume, job.applied.ok_or(StepError::NoConfiguration)?),
     };
     done.map_err(|error| match error {
-        ConfigurationError::Copy(error) => {
+        ConfigurationError::Copy(_) | ConfigurationError::Base(_) => {
             warn!("{error}");
             StepError::CopyChanges
         }

@@ -3,10 +3,11 @@
 use std::fs;
 use std::path::Path;
 
-use nemos_host::overlay::configuration::{about, list, tree};
+use nemos_host::overlay::configuration::{about, list, shadowed, tree};
 use nemos_model::job::{JobState, Kind};
+use nemos_model::overlay::index::{Fingerprint, Writer};
 use nemos_model::overlay::trial::{RUNNING_FILE, UNIT};
-use nemos_model::overlay::{ConfigurationName, Mode, Tried, UPPER_MOUNT};
+use nemos_model::overlay::{ConfigurationName, LOWER_MOUNT, Mode, Tried, UPPER_MOUNT};
 use nemos_model::reset::Scope;
 use nemos_model::state::Wanted;
 use rustix::fs::statvfs;
@@ -77,6 +78,23 @@ pub fn what_was_saved_is_there_again_once_it_is_applied_and_stays_saved() {
     assert_eq!((running.reads(HOSTNAME).as_str(), running.reads(SHIPPED).as_str()), ("device\n", "shipped"));
     let names: Vec<_> = list(volume).unwrap().into_iter().map(|(name, about)| (name, about.is_ok())).collect();
     assert_eq!(names, [(named("site"), true)]);
+}
+
+pub fn what_was_saved_on_another_image_tells_what_it_would_hide() {
+    let device = with_a_saved_configuration();
+    let running = device.boots();
+    let (volume, lower) = (Path::new(UPPER_MOUNT), Path::new(LOWER_MOUNT));
+    let told = || shadowed(volume, lower, &named("site")).unwrap();
+    assert_eq!(told(), Some(vec![]), "this is the image that it was saved on");
+    // As if it had been saved on an image with another host name.
+    let base = volume.join("configurations/site/base");
+    let mut older = Writer::new(Vec::new()).unwrap();
+    older.add(Path::new("etc/hostname"), [Fingerprint::of(b"another")]).unwrap();
+    fs::write(&base, older.finish().unwrap()).unwrap();
+    assert_eq!(told(), Some(vec!["etc/hostname".into()]));
+    fs::remove_file(base).unwrap();
+    assert_eq!(told(), None, "of what came without, it is not known");
+    running.shuts_down();
 }
 
 pub fn what_is_saved_shares_its_room() {

@@ -144,14 +144,14 @@ fn holds_the_mark(partition: &Path) -> bool {
 pub fn what_does_not_fit_is_refused_before_anything_is_erased() {
     let device = Device::provisioned();
     let running = device.boots();
-    running.writes("/etc/app/config", &"x".repeat(32 << 20));
+    running.writes("/etc/app/config", &"x".repeat(24 << 20));
     running.shuts_down();
     let job = device.is_asked_for_a_reset(Scope::Factory, &["/etc/app"]);
 
     let running = device.boots();
     let reason = running.report.degraded.first().expect("a reason");
     assert!(matches!(reason, Reason::JobFailed { step: Step::StageKept, retry: false, .. }), "{reason}");
-    assert_eq!(running.reads("/etc/app/config").len(), 32 << 20);
+    assert_eq!(running.reads("/etc/app/config").len(), 24 << 20);
     running.shuts_down();
     assert_eq!(device.state().job(job).unwrap().state, JobState::Failed);
     device.boots().is_healthy();

@@ -6,6 +6,7 @@
 //! upper/                            the changes that the root has
 //! configurations/NAME/about.json    what is known of them
 //! configurations/NAME/tree/         them, as the upper folder had them
+//! configurations/NAME/base          what the image had at each of their paths, where that is known
 //! configurations/.*                 one that is being made, or deleted: what is left of it means nothing
 //! ```
 
@@ -26,6 +27,9 @@ pub const FOLDER: &str = "configurations";
 pub const ABOUT_FILE: &str = "about.json";
 /// Its changes, in its folder.
 pub const TREE_FOLDER: &str = "tree";
+
+/// What the image had where they are, in its folder.
+pub const BASE_FILE: &str = "base";
 
 /// Version of [`About`] that this code writes, and the only one it reads.
 pub const VERSION: u32 = 1;

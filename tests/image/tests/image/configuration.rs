@@ -53,7 +53,7 @@ pub fn a_device_that_nobody_reaches_any_more_goes_back_by_itself() -> Case {
     device.reboots_by("nemosctl overlay apply factory --confirm-within 3m --yes")?;
     device.says("! test -e /etc/made-here && systemctl stop nemosd.service")?;
     device.prints("nobody has confirmed the change of the overlay")?;
-    device.comes_up()?;
+    device.reboots_by("true")?;
     assert_eq!(device.says("cat /etc/made-here")?, "mine");
 
     device.reboots_by("nemosctl overlay apply factory --confirm-within 1h --yes")?;
