@@ -207,7 +207,7 @@ fn seen(path: &Path, metadata: &Metadata, attributes: BTreeMap<OsString, Vec<u8>
     })
 }
 
-fn attributes(path: &Path) -> io::Result<BTreeMap<OsString, Vec<u8>>> {
+pub(super) fn attributes(path: &Path) -> io::Result<BTreeMap<OsString, Vec<u8>>> {
     let mut names = Vec::with_capacity(256);
     loop {
         match llistxattr(path, rustix::buffer::spare_capacity(&mut names)) {

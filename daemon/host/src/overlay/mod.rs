@@ -1,5 +1,6 @@
 //! The overlay's volume: LUKS2 with integrity, XFS in it; and the overlay mount itself.
 
+pub mod archive;
 pub mod changes;
 pub mod configuration;
 mod fiemap;

@@ -16,6 +16,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::archive::{BlobDigest, Voucher};
 use crate::image::Image;
 use crate::integrity::RootHash;
 use crate::job::JobId;
@@ -124,6 +125,19 @@ pub struct About {
     /// The job that saved it; `None` if it was imported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job: Option<JobId>,
+    /// What it was imported from; `None` if it was saved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub imported: Option<Imported>,
+}
+
+/// Where an imported configuration is from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Imported {
+    /// The digest of its manifest: of one that is exported, the same wherever it is imported.
+    pub digest: BlobDigest,
+    /// Who vouches for it.
+    pub voucher: Voucher,
 }
 
 /// Why what is known of a configuration cannot be used.
@@ -140,7 +154,7 @@ pub enum Unreadable {
 impl About {
     /// What is known of one that is made now.
     pub const fn new(image: Image, root_hash: RootHash, made_at: Timestamp, job: Option<JobId>) -> Self {
-        About { version: VERSION, image, root_hash, made_at, job }
+        About { version: VERSION, image, root_hash, made_at, job, imported: None }
     }
 
     /// Reads a document.

@@ -1,5 +1,6 @@
 //! The overlay on the read-only root: its names and what it consists of.
 
+pub mod archive;
 pub mod changes;
 pub mod configuration;
 pub mod index;
