@@ -261,6 +261,8 @@ pub enum IntegrityCommand {
   nemosctl overlay diff /etc --content line by line
   nemosctl overlay diff --shadowed     what hides files that this image has changed since
   nemosctl overlay revert /etc/ssh     at the next boot it is as the image has it; says what goes, and asks
+  nemosctl overlay export site site.tar
+  nemosctl overlay import site.tar     on another device
   nemosctl overlay diff --stat         how many changes, and how large, by folder
   nemosctl overlay save site-7         the next boot saves the changes under that name
   nemosctl overlay apply site-7 --confirm-within 10m
@@ -306,6 +308,27 @@ pub enum OverlayCommand {
     },
     /// Say what takes room on the overlay's volume, and how much room there is in memory
     Usage,
+    /// Write a saved configuration into a file, for other devices: an OCI archive, as podman and skopeo read it
+    Export {
+        /// The configuration
+        name: String,
+        /// The file, or `-` for standard output
+        file: PathBuf,
+    },
+    /// Make a saved configuration of a file; nothing that is in use changes
+    Import(Import),
+    /// Sign a file that was exported, anywhere: no device and no nemosd is asked. The signature is left in FILE.sig
+    #[command(after_help = "Example: where the fleet's key is
+  nemosctl overlay sign site.tar --key fleet
+The same by hand:
+  tar -xOf site.tar index.json | ssh-keygen -Y sign -n nemos-configuration -f fleet > site.tar.sig")]
+    Sign {
+        /// The file
+        file: PathBuf,
+        /// An Ed25519 key of ssh-keygen(1), or the public half of one that an agent has
+        #[arg(long)]
+        key: PathBuf,
+    },
     /// List what differs from the factory image: added, changed, metadata, deleted, replaced, renamed, type
     Diff {
         /// Only at and below this path
@@ -385,6 +408,30 @@ pub enum Configuration {
     },
     /// Keep what is on trial at this boot
     Confirm,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  nemosctl overlay import site.tar                 with the signature in site.tar.sig, if it is there
+  nemosctl overlay import site.tar --dry-run       read it through and say what is in it
+  curl -s https://example.com/site.tar | nemosctl overlay import - --signature site.tar.sig
+
+It is refused if the image wants a signature and there is none, and if whoever signed it is none of the image's signers.")]
+pub struct Import {
+    /// The file, or `-` for standard input
+    pub file: PathBuf,
+    /// What it is to be called; without it, as it was where it was exported
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Its signature, if it is not in FILE.sig
+    #[arg(long, value_name = "SIG")]
+    pub signature: Option<PathBuf>,
+    /// In place of the configuration that has the name
+    #[arg(long)]
+    pub replace: bool,
+    /// Only read it through
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 #[derive(Debug, clap::Args)]

@@ -22,6 +22,10 @@ struct Configuration {
     image_id: String,
     image_version: String,
     root_hash: Option<String>,
+    /// `saved`, `imported`, `image`.
+    origin: Option<String>,
+    /// Fingerprint and comment of a key.
+    signed_by: Option<String>,
     /// Why it cannot be used.
     error: Option<String>,
 }
@@ -157,12 +161,12 @@ async fn loss(proxy: &OverlayProxy<'_>) -> Result<Loss, Failure> {
 }
 
 fn render_list(all: &[Configuration]) -> String {
-    let head = ["NAME", "MADE", "IMAGE"].map(str::to_owned);
+    let head = ["NAME", "MADE", "FROM", "IMAGE"].map(str::to_owned);
     let row = |configuration: &Configuration| {
         let Configuration { name, active, made_at, error, .. } = configuration;
         let image = error.as_ref().map_or_else(|| configuration.image(), |error| format!("cannot be used: {error}"));
         let name = if *active { format!("{name} *") } else { name.clone() };
-        [name, made_at.clone().unwrap_or_else(|| "-".into()), image]
+        [name, made_at.clone().unwrap_or_else(|| "-".into()), configuration.from(), image]
     };
     table::columns(&std::iter::once(head).chain(all.iter().map(row)).collect::<Vec<_>>())
 }
@@ -178,12 +182,15 @@ impl Configuration {
             image_id: nothing(),
             image_version: nothing(),
             root_hash: None,
+            origin: Some("image".into()),
+            signed_by: None,
             error: None,
         }
     }
 
     fn new(record: ConfigurationRecord, active: &str) -> Self {
-        let ConfigurationRecord { name, made_at, image_id, image_version, root_hash, error } = record;
+        let ConfigurationRecord { name, made_at, image_id, image_version, root_hash, origin, signed_by, error } =
+            record;
         Configuration {
             active: name == active,
             name,
@@ -191,7 +198,18 @@ impl Configuration {
             image_id,
             image_version,
             root_hash: Some(root_hash).filter(|hash| !hash.is_empty()),
+            origin,
+            signed_by,
             error,
+        }
+    }
+
+    /// Where it came from, and whose word there is for it.
+    fn from(&self) -> String {
+        match (self.origin.as_deref(), &self.signed_by) {
+            (Some("imported"), Some(key)) => format!("imported, signed by {key}"),
+            (Some("imported"), None) => "imported, not signed".into(),
+            (origin, _) => origin.unwrap_or("-").to_owned(),
         }
     }
 
@@ -206,6 +224,7 @@ impl Shown {
         let Shown { configuration, changes, size } = self;
         let mut rows = vec![["name".to_owned(), configuration.name.clone()]];
         rows.extend(configuration.made_at.iter().map(|at| ["made".to_owned(), at.clone()]));
+        rows.push(["from".to_owned(), configuration.from()]);
         rows.push(["image".to_owned(), configuration.image()]);
         rows.extend(configuration.error.iter().map(|error| ["cannot be used".to_owned(), error.clone()]));
         rows.push(["changes".to_owned(), format!("{changes}, with {} in files", text::bytes(*size))]);
@@ -257,6 +276,8 @@ mod tests {
             image_id: "nemos".into(),
             image_version: "1.2".into(),
             root_hash: "ab".into(),
+            origin: Some("imported".into()),
+            signed_by: None,
             error: error.map(Into::into),
         }
     }
@@ -273,9 +294,9 @@ mod tests {
             .lines()
             .map(|line| line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect())
             .collect();
-        assert_eq!(lines[1], ["factory", "-", "as shipped"]);
-        assert_eq!(lines[2], ["site *", "2026-11-23T15:26:26Z", "nemos 1.2"]);
-        assert_eq!(lines[3][2], "cannot be used: it has version 9");
+        assert_eq!(lines[1], ["factory", "-", "image", "as shipped"]);
+        assert_eq!(lines[2], ["site *", "2026-11-23T15:26:26Z", "imported, not signed", "nemos 1.2"]);
+        assert_eq!(lines[3][3], "cannot be used: it has version 9");
     }
 
     #[test]

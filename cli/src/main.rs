@@ -11,11 +11,12 @@ use nemos_api::CallError;
 use thiserror::Error;
 use zbus::Connection;
 
-use crate::arguments::{Arguments, Command, Reset, ResetCommand, When};
+use crate::arguments::{Arguments, Command, Overlay, OverlayCommand, Reset, ResetCommand, When};
 use crate::manifest::ManifestError;
 use crate::output::Output;
 use crate::style::Style;
 
+mod archive;
 mod arguments;
 mod certificate;
 mod configuration;
@@ -61,6 +62,8 @@ enum Failure {
     #[error("{0}")]
     Certificate(#[from] certificate::Failure),
     #[error(transparent)]
+    Archive(#[from] archive::Failure),
+    #[error(transparent)]
     Manifest(#[from] ManifestError),
     #[error("cannot write: {0}")]
     Output(#[from] std::io::Error),
@@ -74,6 +77,7 @@ impl Failure {
             | Failure::NotSealed
             | Failure::Unchanged(_)
             | Failure::Content { .. }
+            | Failure::Archive(_)
             | Failure::Output(_) => 1,
             Failure::Certificate(failure) => failure.exit_code(),
             Failure::NobodyToAsk | Failure::NobodyToAskForChanges | Failure::Usage(_) | Failure::Manifest(_) => 2,
@@ -135,6 +139,9 @@ async fn run(command: Command, output: Output) -> Result<u8, Failure> {
             reset::run(&connect().await?, arguments, output).await
         }
         Command::Integrity(arguments) => integrity::run(&connect().await?, arguments, output).await,
+        Command::Overlay(Overlay { command: Some(OverlayCommand::Sign { file, key }) }) => {
+            archive::sign(&file, &key, output)
+        }
         Command::Overlay(arguments) => {
             overlay::check(&arguments, output)?;
             overlay::run(&connect().await?, arguments, output).await

@@ -9,6 +9,7 @@ use zbus::Connection;
 use zbus::proxy::CacheProperties;
 
 use crate::Failure;
+use crate::archive;
 use crate::arguments::{Overlay as Arguments, OverlayCommand as Command};
 use crate::configuration::{self, Trial};
 use crate::content::difference;
@@ -102,6 +103,9 @@ pub async fn run(connection: &Connection, arguments: Arguments, output: Output) 
             };
             output.show(&modes, Modes::render)?;
         }
+        Some(Command::Export { name, file }) => return archive::export(&proxy, name, file, output).await,
+        Some(Command::Import(wanted)) => return archive::import(&proxy, wanted, output).await,
+        Some(Command::Sign { file, key }) => return archive::sign(&file, &key, output),
         Some(Command::Usage) => usage::run(&proxy, output).await?,
         Some(Command::Diff { path, configuration, stat: true, shadowed, .. }) => {
             let mut totals = Totals::default();

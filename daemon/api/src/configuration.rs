@@ -1,5 +1,6 @@
 //! Saved configurations, and what is on trial.
 
+use nemos_model::overlay::archive::Voucher;
 use nemos_model::overlay::configuration::About;
 use nemos_model::overlay::{ConfigurationName, Trial, Tried, Within};
 use zbus::{DeserializeDict, SerializeDict, Type};
@@ -21,6 +22,10 @@ pub struct ConfigurationRecord {
     pub image_version: String,
     /// Its root hash.
     pub root_hash: String,
+    /// `saved`, `imported`, `image`: it comes with the image.
+    pub origin: Option<String>,
+    /// The fingerprint of the key that signed it, and the comment that the image has for it.
+    pub signed_by: Option<String>,
     /// Why it cannot be applied, if it cannot.
     pub error: Option<String>,
 }
@@ -39,8 +44,18 @@ impl ConfigurationRecord {
             image_id: image.id,
             image_version: image.version,
             root_hash: about.map(|about| about.root_hash.to_string()).unwrap_or_default(),
+            origin: about.map(|about| origin(about).to_owned()),
+            signed_by: about.and_then(About::signed_by).map(str::to_owned),
             error,
         }
+    }
+}
+
+fn origin(about: &About) -> &'static str {
+    match about.imported.as_ref().map(|imported| &imported.voucher) {
+        None => "saved",
+        Some(Voucher::Image) => "image",
+        Some(Voucher::Nobody | Voucher::Signer(_)) => "imported",
     }
 }
 

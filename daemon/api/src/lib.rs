@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod archive;
 pub mod certificate;
 pub mod configuration;
 pub mod error;
@@ -62,6 +63,10 @@ pub mod action {
     pub const OVERLAY_DELETE: &str = "org.nemos.device1.overlay.delete";
     /// See which files differ from the factory image.
     pub const OVERLAY_CHANGES: &str = "org.nemos.device1.overlay.changes";
+    /// Write a configuration into a file.
+    pub const OVERLAY_EXPORT: &str = "org.nemos.device1.overlay.export";
+    /// Make a configuration of a file.
+    pub const OVERLAY_IMPORT: &str = "org.nemos.device1.overlay.import";
     /// Take back a job that has not begun.
     pub const JOB_CANCEL: &str = "org.nemos.device1.job.cancel";
 }

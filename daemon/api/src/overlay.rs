@@ -3,8 +3,9 @@
 use nemos_model::overlay::changes::{Change, from_text, to_text};
 use nemos_model::overlay::{ConfigurationName, Within};
 use std::path::PathBuf;
-use zbus::{DeserializeDict, OwnedObjectPath, SerializeDict, Type, proxy};
+use zbus::{DeserializeDict, Fd, OwnedObjectPath, SerializeDict, Type, proxy};
 
+use crate::archive::{ExportOptions, ExportedRecord, ImportOptions, ImportedRecord};
 use crate::configuration::{ApplyOptions, ConfigurationRecord, SaveOptions, TrialRecord, within};
 use crate::options::{Dictionary, Options};
 use crate::usage::UsageRecord;
@@ -79,6 +80,15 @@ pub trait Overlay {
     /// Has the next boot take the changes at and below these paths back, and returns the job.
     #[zbus(allow_interactive_auth)]
     fn revert(&self, paths: &[String], options: RevertOptions) -> Result<OwnedObjectPath, CallError>;
+
+    /// Writes a configuration into a file or pipe.
+    #[zbus(allow_interactive_auth)]
+    fn export(&self, name: &str, file: Fd<'_>, options: ExportOptions) -> Result<ExportedRecord, CallError>;
+
+    /// Makes a configuration of what is in a file or pipe, and returns what it is called and what is in it. Without a name, it
+    /// has that in the file.
+    #[zbus(allow_interactive_auth)]
+    fn import(&self, name: &str, file: Fd<'_>, options: ImportOptions) -> Result<(String, ImportedRecord), CallError>;
 
     /// What differs from the factory image, in the order of the paths, and where to go on; empty at the end.
     #[zbus(allow_interactive_auth)]

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 use nemos_host::mounts::unmount;
 use nemos_host::overlay;
 use nemos_host::overlay::archive::{
-    Caller, ExportError, ImportError, Source, Unpacked, Wanted, export, import, import_shipped,
+    Caller, ExportError, ImportError, Source, Unpacked, Wanted, export, import, import_shipped, shipped_about,
 };
 use nemos_model::Timestamp;
 use nemos_model::image::Image;
@@ -236,7 +236,7 @@ fn only_what_can_be_carried_is_exported() {
         let exported = export(volume.folder.path(), &name.parse().unwrap(), &mut io::sink());
         exported.map(|exported| exported.left_out)
     };
-    assert!(matches!(exports("none"), Err(ExportError::NotThere(_))));
+    assert!(matches!(exports("none"), Err(ExportError::Configuration(_))));
     volume
         .saves("device", |tree| mknodat(CWD, tree.join("null"), FileType::CharacterDevice, Mode::RUSR, 0x103).unwrap());
     volume.saves("mark", |tree| fs::write(tree.join(".wh.etc"), "").unwrap());
@@ -259,7 +259,7 @@ fn a_configuration_has_the_name_that_is_asked_for() {
     let volume = Volume::new();
     volume.saves("site", |tree| fs::write(tree.join("a"), "old").unwrap());
     let archive = volume.export("site");
-    assert!(matches!(volume.import(&archive), Err(ImportError::Exists(_))));
+    assert!(matches!(volume.import(&archive), Err(ImportError::Configuration(_))));
     let other: ConfigurationName = "other".parse().unwrap();
     let named = Wanted { name: Some(&other), ..Wanted::default() };
     let would_be = volume.import_as(&archive, Wanted { dry_run: true, ..named }).unwrap();
@@ -312,9 +312,30 @@ fn the_image_vouches_for_what_it_ships() {
     let root = tempfile::tempdir_in("/run").unwrap();
     fs::create_dir_all(root.path().join(SHIPPED_FOLDER)).unwrap();
     fs::write(root.path().join(SHIPPED_FOLDER).join("site.tar"), volume.export("made")).unwrap();
-    let imported = import_shipped(volume.folder.path(), root.path(), &"site".parse().unwrap(), NOW).unwrap();
-    assert_eq!(imported.about.imported.unwrap().voucher, Voucher::Image);
+    let ship = |bytes: &[u8]| fs::write(root.path().join(SHIPPED_FOLDER).join("site.tar"), bytes).unwrap();
+    let import = |name: &str| import_shipped(volume.folder.path(), root.path(), &name.parse().unwrap(), NOW).unwrap();
+    let shipped = shipped_about(root.path(), &"site".parse().unwrap()).unwrap();
+    assert_eq!((&shipped.image, shipped.imported.as_ref().unwrap().voucher.clone()), (&image(), Voucher::Image));
+    import("site");
+    import("nothing");
     assert_eq!(volume.saved(), ["made", "site"]);
+    let about = fs::read(volume.path("configurations/site/about.json")).unwrap();
+    assert_eq!(About::parse(&about).unwrap().imported, shipped.imported);
+
+    // It is there once; that of a newer image takes its place, and the device's own stays.
+    let file = volume.path("configurations/site/tree/a");
+    fs::write(&file, "marked").unwrap();
+    import("site");
+    assert_eq!(fs::read(&file).unwrap(), b"marked");
+    fs::write(volume.path("configurations/made/tree/a"), "newer").unwrap();
+    ship(&volume.export("made"));
+    import("site");
+    assert_eq!(fs::read(&file).unwrap(), b"newer");
+    fs::write(volume.path("configurations/site/about.json"), self::about().to_text()).unwrap();
+    fs::write(&file, "mine").unwrap();
+    ship(b"nothing that could be imported");
+    import("site");
+    assert_eq!(fs::read(&file).unwrap(), b"mine");
     volume.leave();
 }
 

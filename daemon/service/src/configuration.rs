@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use nemos_api::configuration::{ApplyOptions, ConfigurationRecord, SaveOptions, within};
 use nemos_api::{Error, ErrorKind};
+use nemos_host::overlay::archive::{shipped, shipped_about};
 use nemos_host::overlay::configuration::{self as host, ConfigurationError};
 use nemos_host::overlay::trial::{self, TrialError};
 use nemos_host::overlay::volume_mount;
@@ -16,17 +17,27 @@ use nemos_model::state::{NotTaken, Wanted};
 use tokio::task::spawn_blocking;
 use tracing::warn;
 
+use crate::archive;
 use crate::bus::Service;
 use crate::desk::Asked;
 
-/// All saved configurations, by name.
+/// All configurations that are saved or shipped, by name.
 pub async fn list() -> Result<Vec<ConfigurationRecord>, Error> {
     blocking(|| {
         let found = host::list(volume_mount()).map_err(|error| refusal(&error))?;
         let record = |(name, about): (ConfigurationName, Result<_, ConfigurationError>)| {
             ConfigurationRecord::new(&name, about.as_ref().map_err(ToString::to_string))
         };
-        Ok(found.into_iter().map(record).collect())
+        let mut records: Vec<ConfigurationRecord> = found.into_iter().map(record).collect();
+        let root = Path::new(LOWER_MOUNT);
+        for name in shipped(root).map_err(|error| Error::new(ErrorKind::Failed, error.to_string()))? {
+            if records.iter().all(|record| record.name != name.as_str()) {
+                let about = shipped_about(root, &name);
+                records.push(ConfigurationRecord::new(&name, about.as_ref().map_err(ToString::to_string)));
+            }
+        }
+        records.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok(records)
     })
     .await
 }
@@ -80,6 +91,7 @@ impl Service {
             return Err(Error::new(ErrorKind::NotSupported, message));
         }
         if !name.is_factory() {
+            archive::bring_shipped(self, name.clone()).await?;
             self.fits(&name, options.force.unwrap_or_default()).await?;
         }
         let asked = Asked { by, key: options.key, not_before: None, reboot: options.reboot.unwrap_or_default() };
@@ -188,6 +200,8 @@ pub async fn settle(service: &Arc<Service>) {
     if seen.report.as_ref().is_none_or(|report| report.mode != Mode::Persistent) {
         return;
     }
+    // What is being imported is no leftover.
+    let _rests = service.carrier.rests().await;
     let removed = blocking(|| host::remove_leftovers(volume_mount()).map_err(|error| refusal(&error)));
     if let Err(error) = removed.await {
         warn!("what interrupted work has left takes up room still: {error}");

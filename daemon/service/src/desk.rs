@@ -75,6 +75,11 @@ impl Desk {
         self.changed.notified().await;
     }
 
+    /// The device that it is of.
+    pub fn device(&self) -> &Arc<dyn Device> {
+        &self.device
+    }
+
     /// The device's clock.
     pub fn now(&self) -> Timestamp {
         self.device.now()

@@ -1,11 +1,12 @@
 //! The daemon's edge: the device it runs on.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use nemos_host::certificate::{SigningKey, SigningKeyError, device_tpm};
 use nemos_host::overlay::policy::{memory, policy};
 use nemos_host::overlay::usage::{UsageError, usage};
+use nemos_host::overlay::volume_mount;
 use nemos_host::reset::keep::{self, KeepError};
 use nemos_host::state::{StateError, Store};
 use nemos_model::image::Image;
@@ -43,6 +44,10 @@ pub trait Device: Send + Sync + 'static {
     fn usage(&self) -> Result<overlay::Usage, UsageError>;
     /// Bytes of memory that changes may take in the modes that have them there.
     fn memory_limit(&self) -> u64;
+    /// Where the overlay's volume is mounted.
+    fn volume(&self) -> PathBuf;
+    /// Where the image's root is.
+    fn lower(&self) -> PathBuf;
     /// The key that it signs certificates with.
     fn signing_key(&self) -> Result<SigningKey, SigningKeyError>;
     /// Its clock.
@@ -117,6 +122,14 @@ impl Device for ThisDevice {
         // A policy that cannot be read is not followed by the initrd, either.
         let policy = policy(Path::new(LOWER_MOUNT)).unwrap_or_default();
         policy.volatile_size.unwrap_or(MemorySize::DEFAULT).of(memory())
+    }
+
+    fn volume(&self) -> PathBuf {
+        volume_mount().to_owned()
+    }
+
+    fn lower(&self) -> PathBuf {
+        PathBuf::from(LOWER_MOUNT)
     }
 
     fn signing_key(&self) -> Result<SigningKey, SigningKeyError> {

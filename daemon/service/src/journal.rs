@@ -8,7 +8,7 @@ use nemos_model::health::{Finding, Health, verdict};
 use nemos_model::integrity::{Event, Scrub};
 use nemos_model::job::{Job, Requester};
 use nemos_model::keys::KeyslotId;
-use nemos_model::overlay::Tried;
+use nemos_model::overlay::{ConfigurationName, Tried};
 use tracing::{info, warn};
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
@@ -178,6 +178,25 @@ pub fn change(action: &str, caller: &Requester, outcome: Result<(), &Error>) {
             nemos_caller_user = user,
             nemos_caller_process = process,
             "{action} granted to uid {} ({process})",
+            caller.uid
+        ),
+        Err(error) => refused(action, caller, error),
+    }
+}
+
+/// A request about a configuration, and how it ended; with the configuration's name.
+pub fn configuration_request(action: &str, caller: &Requester, outcome: Result<&ConfigurationName, &Error>) {
+    let [user, process] = [&caller.user, &caller.process].map(|text| text.as_deref().unwrap_or_default());
+    match outcome {
+        Ok(name) => info!(
+            message_id = REQUEST_GRANTED,
+            nemos_action = action,
+            nemos_outcome = "granted",
+            nemos_configuration = %name,
+            nemos_caller_uid = caller.uid,
+            nemos_caller_user = user,
+            nemos_caller_process = process,
+            "{action} granted to uid {} ({process}): configuration {name}",
             caller.uid
         ),
         Err(error) => refused(action, caller, error),

@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod archive;
 pub mod authorization;
 pub mod bus;
 pub mod changes;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::Parser;
 use nemos_api::BUS_NAME;
+use nemosd::archive::Carrier;
 use nemosd::authorization::SystemGate;
 use nemosd::bus::announce::Announcer;
 use nemosd::bus::{self, Service, serve};
@@ -49,6 +50,7 @@ async fn run() -> anyhow::Result<()> {
         desk: Desk::new(Arc::new(ThisDevice::default())),
         integrity: Arc::clone(&integrity),
         keys: Keyring::default(),
+        carrier: Carrier::default(),
         gate: Box::new(SystemGate::new(asking.clone())),
         reboots,
     });

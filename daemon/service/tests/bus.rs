@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "all of this is a test")]
 
+mod archive;
 mod configuration;
 mod fake;
 mod integrity;

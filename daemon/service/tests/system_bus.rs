@@ -203,6 +203,8 @@ fn each_action_is_declared_to_polkit() {
         action::INTEGRITY_ACKNOWLEDGE,
         action::INTEGRITY_FILES,
         action::INTEGRITY_SCRUB,
+        action::OVERLAY_EXPORT,
+        action::OVERLAY_IMPORT,
         action::JOB_CANCEL,
     ] {
         assert!(policy.contains(&format!("<action id=\"{action}\">")), "{action}");

@@ -182,7 +182,7 @@ fn make(volume: &Path, lower: &Path, new: &Path, about: &About) -> Result<(), Co
 }
 
 /// Gives what is whole its place, in one step; what was there has the other's then.
-fn put(volume: &Path, new: &Path, place: &Path, is_there: bool) -> Result<(), ConfigurationError> {
+pub(super) fn put(volume: &Path, new: &Path, place: &Path, is_there: bool) -> Result<(), ConfigurationError> {
     write_through(volume)?;
     let how = if is_there { RenameFlags::EXCHANGE } else { RenameFlags::NOREPLACE };
     renameat_with(CWD, new, CWD, place, how).map_err(io::Error::from).map_err(at("put in its place", place))?;

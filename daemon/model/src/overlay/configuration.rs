@@ -157,6 +157,14 @@ impl About {
         About { version: VERSION, image, root_hash, made_at, job, imported: None }
     }
 
+    /// Who has signed it, if it was imported, and signed.
+    pub fn signed_by(&self) -> Option<&str> {
+        match &self.imported.as_ref()?.voucher {
+            Voucher::Signer(signer) => Some(signer),
+            Voucher::Nobody | Voucher::Image => None,
+        }
+    }
+
     /// Reads a document.
     pub fn parse(text: &[u8]) -> Result<Self, Unreadable> {
         #[derive(Deserialize)]

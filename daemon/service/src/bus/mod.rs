@@ -13,6 +13,7 @@ use zbus::fdo::ObjectManager;
 use zbus::object_server::ResponseDispatchNotifier;
 use zbus::{ObjectServer, OwnedObjectPath};
 
+use crate::archive::Carrier;
 use crate::authorization::Gate;
 use crate::desk::Desk;
 use crate::integrity::Integrity;
@@ -34,6 +35,8 @@ pub struct Service {
     pub integrity: Arc<Integrity>,
     /// What is known of the keys.
     pub keys: Keyring,
+    /// Who carries configurations.
+    pub carrier: Carrier,
     /// Who may ask.
     pub gate: Box<dyn Gate>,
     /// Jobs that the device is to reboot for.

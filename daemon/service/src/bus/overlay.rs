@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use nemos_api::archive::{ExportOptions, ExportedRecord, ImportedRecord, WantedImport};
 use nemos_api::configuration::{ApplyOptions, ConfigurationRecord, SaveOptions, TrialRecord};
 use nemos_api::options::Dictionary;
 use nemos_api::overlay::{ChangeRecord, ModeOptions, RevertOptions, WantedChanges};
@@ -12,7 +13,7 @@ use nemos_host::overlay::changes::Trees;
 use nemos_host::overlay::revert::RevertError;
 use nemos_model::job::{Job, Kind, Requester};
 use nemos_model::overlay::revert::decide;
-use nemos_model::overlay::{LOWER_MOUNT, Mode, UPPER_FOLDER, UPPER_MOUNT};
+use nemos_model::overlay::{ConfigurationName, LOWER_MOUNT, Mode, UPPER_FOLDER, UPPER_MOUNT};
 use nemos_model::reset::KeptPath;
 use nemos_model::stack::SeenMount;
 use nemos_model::state::Wanted;
@@ -21,6 +22,7 @@ use zbus::message::Header;
 use zbus::object_server::ResponseDispatchNotifier;
 use zbus::{ObjectServer, OwnedObjectPath, interface};
 
+use crate::archive;
 use crate::bus::Service;
 use crate::changes::Pages;
 use crate::configuration;
@@ -90,6 +92,23 @@ impl Overlay {
             Err(refusal) => Err(refusal),
         };
         journal::change(action, &caller, outcome.as_ref().copied());
+        outcome
+    }
+
+    /// Exports or imports a configuration, if the caller may ask for it, and notes both.
+    async fn carry<T>(
+        &self,
+        call: &Header<'_>,
+        action: &'static str,
+        work: impl AsyncFnOnce() -> Result<(ConfigurationName, T), Error>,
+    ) -> Result<(ConfigurationName, T), Error> {
+        let gate = &self.service.gate;
+        let caller = gate.caller(call).await.inspect_err(|error| journal::stranger(action, error))?;
+        let outcome = match gate.admit(call, &caller, action).await {
+            Ok(()) => work().await,
+            Err(refusal) => Err(refusal),
+        };
+        journal::configuration_request(action, &caller, outcome.as_ref().map(|(name, _)| name));
         outcome
     }
 
@@ -244,6 +263,36 @@ impl Overlay {
             Ok((self.service.desk.ask(Wanted::Revert { paths }, asked).await?, reboot))
         };
         self.answer(action, taken.await, &caller, objects).await
+    }
+
+    /// Whoever has the file has all that is in the configuration, and so this is asked for like a change.
+    #[zbus(out_args("details"))]
+    async fn export(
+        &self,
+        name: &str,
+        file: zbus::OwnedFd,
+        options: Dictionary,
+        #[zbus(header)] call: Header<'_>,
+    ) -> Result<ExportedRecord, Error> {
+        let work = async || {
+            ExportOptions::parse(options)?;
+            let name = name.parse::<ConfigurationName>()?.saved()?;
+            Ok((name.clone(), archive::export(&self.service, name, file.into()).await?))
+        };
+        self.carry(&call, action::OVERLAY_EXPORT, work).await.map(|(_, details)| details)
+    }
+
+    #[zbus(out_args("name", "details"))]
+    async fn import(
+        &self,
+        name: &str,
+        file: zbus::OwnedFd,
+        options: Dictionary,
+        #[zbus(header)] call: Header<'_>,
+    ) -> Result<(String, ImportedRecord), Error> {
+        let work = async || archive::import(&self.service, WantedImport::parse(name, options)?, file.into()).await;
+        let imported = self.carry(&call, action::OVERLAY_IMPORT, work).await;
+        imported.map(|(name, details)| (name.into(), details))
     }
 
     /// Names of files are not for everybody.

@@ -32,6 +32,7 @@ use nemos_model::reset::keep::{KeptPath, SetName, Usage};
 use nemos_model::stack::{Observed, SeenMapping, SeenMount, SeenPartition};
 use nemos_model::state::{AtBoot, DeviceState, Outcome, Volume};
 use nemos_model::{JobId, Timestamp};
+use nemosd::archive::Carrier;
 use nemosd::authorization::{Answer, Gate};
 use nemosd::bus::announce::Announcer;
 use nemosd::bus::{Service, serve};
@@ -88,7 +89,14 @@ impl Fixture {
         let storage: Arc<dyn Storage> = device.clone();
         let (integrity, damaged) = Integrity::of_this_device(storage);
         let desk = Desk::new(device_edge);
-        let service = Arc::new(Service { desk, integrity, keys: Keyring::default(), gate: Box::new(gate), reboots });
+        let service = Arc::new(Service {
+            desk,
+            integrity,
+            keys: Keyring::default(),
+            carrier: Carrier::default(),
+            gate: Box::new(gate),
+            reboots,
+        });
         let (ours, theirs) = UnixStream::pair().unwrap();
         let server = serve(Builder::unix_stream(ours).server(Guid::generate()).p2p(), &service);
         let client = Builder::unix_stream(theirs).p2p();
@@ -166,6 +174,9 @@ pub struct FakeDevice {
     folder: TempDir,
     ledger: TempDir,
     overlay: TempDir,
+    /// The overlay's volume, and the image's root.
+    pub volume: TempDir,
+    pub lower: TempDir,
     scrubs: Mutex<Vec<scrub::Step>>,
 }
 
@@ -189,6 +200,8 @@ impl FakeDevice {
             folder: tempfile::tempdir().unwrap(),
             ledger: TempDir::new().unwrap(),
             overlay: TempDir::new().unwrap(),
+            volume: TempDir::new().unwrap(),
+            lower: TempDir::new().unwrap(),
             scrubs: Mutex::default(),
         })
     }
@@ -234,6 +247,11 @@ impl FakeDevice {
     /// Whether it has a key for certificates.
     pub fn has_key(&self) -> bool {
         self.folder.path().join(KEY_FILE_NAME).exists()
+    }
+
+    /// Has it booted in that mode.
+    pub fn boot_in(&self, mode: Mode) {
+        self.seen.lock().unwrap().report.as_mut().unwrap().mode = mode;
     }
 
     pub fn unmount(&self, target: &str) {
@@ -399,6 +417,14 @@ impl Device for FakeDevice {
 
     fn memory_limit(&self) -> u64 {
         512 << 20
+    }
+
+    fn volume(&self) -> PathBuf {
+        self.volume.path().to_owned()
+    }
+
+    fn lower(&self) -> PathBuf {
+        self.lower.path().to_owned()
     }
 
     fn signing_key(&self) -> Result<SigningKey, SigningKeyError> {

@@ -12,12 +12,12 @@ use nemos_model::overlay::ConfigurationName;
 use nemos_model::overlay::archive::layer::{Attribute, MAX_DEPTH, OPAQUE, WHITEOUT};
 use nemos_model::overlay::archive::pax::{Modified, Records};
 use nemos_model::overlay::archive::{Blob, BlobDigest, Description, Documents, INDEX_FILE, LAYOUT, LAYOUT_FILE};
-use nemos_model::overlay::configuration::{ABOUT_FILE, About, FOLDER, TREE_FOLDER, Unreadable};
 use rustix::fs::OFlags;
 use tar::{Builder, EntryType, Header};
 use thiserror::Error;
 
 use super::super::changes::attributes;
+use super::super::configuration::{self, ConfigurationError};
 use super::Digested;
 
 /// zstd's own default.
@@ -32,17 +32,9 @@ const BLOCK: u64 = 512;
 /// A configuration that cannot be exported.
 #[derive(Debug, Error)]
 pub enum ExportError {
-    /// There is none.
-    #[error("there is no configuration `{0}`")]
-    NotThere(ConfigurationName),
-    /// What is known of it cannot be used.
-    #[error("{}: {source}", path.display())]
-    About {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        source: Unreadable,
-    },
+    /// There is none, or nothing is known of it.
+    #[error(transparent)]
+    Configuration(#[from] ConfigurationError),
     /// It has something that no archive carries to where it means the same.
     #[error("{} {why}, and cannot be exported", path.display())]
     NotCarried {
@@ -84,9 +76,7 @@ pub struct Exported {
 ///
 /// It is read twice: the digest of the layer comes before the layer, and no room is needed for a copy of it.
 pub fn export(volume: &Path, name: &ConfigurationName, archive: &mut impl Write) -> Result<Exported, ExportError> {
-    let folder = volume.join(FOLDER).join(name.as_str());
-    let about = about(&folder, name)?;
-    let tree = folder.join(TREE_FOLDER);
+    let (about, tree) = (configuration::about(volume, name)?, configuration::tree(volume, name));
     let mut compressed = Digested::new(io::sink());
     let (unpacked, left_out) = write_layer(&tree, &mut compressed)?;
     let layer = Blob { digest: compressed.digest(), size: compressed.bytes };
@@ -112,15 +102,6 @@ pub fn export(volume: &Path, name: &ConfigurationName, archive: &mut impl Write)
     io::copy(&mut io::repeat(0).take(padding), files.get_mut()).map_err(ExportError::Write)?;
     files.into_inner().and_then(|archive| archive.flush()).map_err(ExportError::Write)?;
     Ok(Exported { digest: manifest.digest, left_out })
-}
-
-fn about(folder: &Path, name: &ConfigurationName) -> Result<About, ExportError> {
-    let path = folder.join(ABOUT_FILE);
-    let text = match fs::read(&path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(ExportError::NotThere(name.clone())),
-        read => read.map_err(io_error(&path))?,
-    };
-    About::parse(&text).map_err(|source| ExportError::About { path, source })
 }
 
 /// The header of a file of the archive itself: whoever exports it, it is the same.

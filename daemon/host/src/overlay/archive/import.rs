@@ -17,14 +17,13 @@ use nemos_model::overlay::archive::{
 };
 use nemos_model::overlay::configuration::{ABOUT_FILE, About, BadName, FOLDER, Imported, TREE_FOLDER};
 use rustix::fs::{
-    AtFlags, CWD, FileType, Gid, Mode, OFlags, RenameFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags,
-    chownat, fchmod, fchown, fsetxattr, futimens, linkat, lsetxattr, mkdirat, mknodat, openat, openat2, renameat_with,
-    statat, statvfs, symlinkat, syncfs, utimensat,
+    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags, chownat, fchmod, fchown,
+    fsetxattr, futimens, linkat, lsetxattr, mkdirat, mknodat, openat, openat2, statat, statvfs, symlinkat, utimensat,
 };
 use tar::{Archive, Entries, Entry, EntryType};
-use tempfile::TempDir;
 use thiserror::Error;
 
+use super::super::configuration::{self, ConfigurationError, put};
 use super::{Digested, shipped_file};
 
 /// Binary logarithm of the bytes that a decompressor may keep at hand: what zstd takes for its levels up to 19.
@@ -58,9 +57,9 @@ pub enum ImportError {
     /// No configuration can have that name.
     #[error(transparent)]
     Name(#[from] BadName),
-    /// There is one of that name.
-    #[error("there is a configuration `{0}` already; give another name, or replace it")]
-    Exists(ConfigurationName),
+    /// There is one of that name already, or it cannot be put in its place.
+    #[error(transparent)]
+    Configuration(#[from] ConfigurationError),
     /// An entry of its layer cannot be.
     #[error("the configuration is refused: {0}")]
     Entry(#[from] BadEntry),
@@ -140,26 +139,15 @@ pub fn import(
 ) -> Result<Unpacked, ImportError> {
     let mut archive = Archive::new(archive);
     let mut files = archive.entries().map_err(ImportError::Read)?.raw(true);
-    if document(&mut files, LAYOUT_FILE)? != LAYOUT.as_bytes() {
-        return Err(ImportError::NotOurs(format!("its {LAYOUT_FILE} is of another version")));
-    }
-    let index = document(&mut files, INDEX_FILE)?;
-    let voucher = match source {
-        Source::Image => Voucher::Image,
-        Source::Elsewhere { policy, signature } => policy.admit(&index, signature)?,
-    };
-    let manifest = read_index(&index)?;
-    let (described, config, layer) = read_manifest(&blob(&mut files, &manifest)?)?;
-    blob(&mut files, &config)?;
-
+    let Head { described, imported, layer } = head(&mut files, source)?;
     let name = wanted.name.unwrap_or(&described.name).clone().saved()?;
     let folder = volume.join(FOLDER);
     let place = folder.join(name.as_str());
     if !wanted.replace && place.symlink_metadata().is_ok() {
-        return Err(ImportError::Exists(name));
+        return Err(ConfigurationError::Exists(name).into());
     }
     let mut about = About::new(described.image.clone(), described.root_hash, now, None);
-    about.imported = Some(Imported { digest: manifest.digest, voucher });
+    about.imported = Some(imported);
     let file = next_file(&mut files, &layer.file())?;
     let budget = budget(volume)?;
     if wanted.dry_run {
@@ -176,44 +164,68 @@ pub fn import(
     let (entries, bytes) = layer_through(file, &layer, Some(Tree::new(root.into())), budget)?;
     let about_file = new.path().join(ABOUT_FILE);
     fs::write(&about_file, about.to_text()).map_err(io_error(&about_file))?;
-    commit(&folder, new, &place, &name, wanted.replace)?;
+    put(volume, new.path(), &place, wanted.replace && place.symlink_metadata().is_ok())?;
+    if new.path().exists() {
+        // What had the name is where what is new was, and goes with that.
+        drop(new);
+    } else {
+        let _ = new.keep();
+    }
     Ok(Unpacked { name, about, described, entries, bytes })
 }
 
-/// Imports the configuration that the image ships under that name.
-pub fn import_shipped(
-    volume: &Path,
-    root: &Path,
-    name: &ConfigurationName,
-    now: Timestamp,
-) -> Result<Unpacked, ImportError> {
-    let archive = File::open(shipped_file(root, name)).map_err(ImportError::Read)?;
-    import(volume, archive, Source::Image, Wanted { name: Some(name), ..Wanted::default() }, now)
+/// Has the configuration that the image ships under that name imported, if it is not yet. One of the device's own that has the
+/// name stays; that of an older image does not.
+pub fn import_shipped(volume: &Path, root: &Path, name: &ConfigurationName, now: Timestamp) -> Result<(), ImportError> {
+    let there = match configuration::about(volume, name) {
+        Err(ConfigurationError::NotThere(_)) => None,
+        Ok(About { imported: Some(Imported { digest, voucher: Voucher::Image }), .. }) => Some(digest),
+        _ => return Ok(()),
+    };
+    let archive = match File::open(shipped_file(root, name)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        opened => opened.map_err(ImportError::Read)?,
+    };
+    if let Some(digest) = there
+        && shipped_about(root, name)?.imported.is_some_and(|imported| imported.digest == digest)
+    {
+        return Ok(());
+    }
+    let wanted = Wanted { name: Some(name), replace: there.is_some(), dry_run: false };
+    import(volume, archive, Source::Image, wanted, now).map(drop)
 }
 
-/// Gives what is new its name, once it is on the disk. What had the name goes.
-fn commit(
-    folder: &Path,
-    new: TempDir,
-    place: &Path,
-    name: &ConfigurationName,
-    replace: bool,
-) -> Result<(), ImportError> {
-    let through = || File::open(folder).and_then(|folder| Ok(syncfs(folder)?)).map_err(io_error(folder));
-    through()?;
-    let exchanges = replace && place.symlink_metadata().is_ok();
-    let flags = if exchanges { RenameFlags::EXCHANGE } else { RenameFlags::NOREPLACE };
-    match renameat_with(CWD, new.path(), CWD, place, flags) {
-        Err(rustix::io::Errno::EXIST) => return Err(ImportError::Exists(name.clone())),
-        renamed => renamed.map_err(io_error(place))?,
+/// What is known of a configuration that the image ships.
+pub fn shipped_about(root: &Path, name: &ConfigurationName) -> Result<About, ImportError> {
+    let mut archive = Archive::new(File::open(shipped_file(root, name)).map_err(ImportError::Read)?);
+    let mut files = archive.entries().map_err(ImportError::Read)?.raw(true);
+    let Head { described, imported, .. } = head(&mut files, Source::Image)?;
+    let mut about = About::new(described.image, described.root_hash, described.made_at, None);
+    about.imported = Some(imported);
+    Ok(about)
+}
+
+/// What an archive says before its layer comes.
+struct Head {
+    described: Description,
+    imported: Imported,
+    layer: Blob,
+}
+
+/// Nothing of what it says is believed before it is known who says so.
+fn head<R: Read>(files: &mut Entries<'_, R>, source: Source<'_>) -> Result<Head, ImportError> {
+    if document(files, LAYOUT_FILE)? != LAYOUT.as_bytes() {
+        return Err(ImportError::NotOurs(format!("its {LAYOUT_FILE} is of another version")));
     }
-    if exchanges {
-        // Under the name of what was new is what was old, and it goes with that.
-        through()
-    } else {
-        let _ = new.keep();
-        through()
-    }
+    let index = document(files, INDEX_FILE)?;
+    let voucher = match source {
+        Source::Image => Voucher::Image,
+        Source::Elsewhere { policy, signature } => policy.admit(&index, signature)?,
+    };
+    let manifest = read_index(&index)?;
+    let (described, config, layer) = read_manifest(&blob(files, &manifest)?)?;
+    blob(files, &config)?;
+    Ok(Head { described, imported: Imported { digest: manifest.digest, voucher }, layer })
 }
 
 fn budget(volume: &Path) -> Result<Budget, ImportError> {

@@ -18,7 +18,7 @@ mod export;
 mod import;
 
 pub use export::{ExportError, Exported, export};
-pub use import::{ImportError, Source, Unpacked, Wanted, import, import_shipped};
+pub use import::{ImportError, Source, Unpacked, Wanted, import, import_shipped, shipped_about};
 
 /// How long the other end of a pipe may do nothing.
 const PATIENCE: Duration = Duration::from_secs(60);

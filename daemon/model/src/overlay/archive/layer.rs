@@ -240,6 +240,10 @@ fn shown(path: &[u8]) -> String {
     path.chars().map(|letter| if letter.is_control() { '?' } else { letter }).take(120).collect()
 }
 
+/// Attributes of the overlay begin so, and those of nemos.
+const OVERLAY: &str = "trusted.overlay.";
+const OURS: &str = "trusted.nemos.";
+
 /// What becomes of an extended attribute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Attribute {
@@ -256,7 +260,10 @@ pub enum Attribute {
 impl Attribute {
     /// What becomes of the attribute of that name and value when it is exported.
     pub fn of(name: &str, value: &[u8]) -> Self {
-        match name.strip_prefix("trusted.overlay.") {
+        if name.starts_with(OURS) {
+            return Attribute::Left;
+        }
+        match name.strip_prefix(OVERLAY) {
             Some("opaque") if value == b"y" => Attribute::Opaque,
             Some("origin" | "impure" | "uuid" | "nlink") => Attribute::Left,
             Some(_) => Attribute::Refused,
@@ -269,7 +276,8 @@ impl Attribute {
 /// Whether an attribute of that name may be in an archive.
 pub fn is_carried(name: &str) -> bool {
     let of_a_file = ["user.", "security.", "trusted.", "system.posix_acl_"];
-    of_a_file.iter().any(|space| name.starts_with(space)) && !name.starts_with("trusted.overlay.")
+    of_a_file.iter().any(|space| name.starts_with(space))
+        && ![OVERLAY, OURS].iter().any(|space| name.starts_with(space))
 }
 
 /// An archive that has no room.
@@ -424,13 +432,16 @@ mod tests {
             ("trusted.overlay.opaque", "y", Attribute::Opaque),
             ("trusted.overlay.opaque", "x", Attribute::Refused),
             ("trusted.overlay.origin", "", Attribute::Left),
+            ("trusted.nemos.job", "7", Attribute::Left),
             ("trusted.overlay.redirect", "/a", Attribute::Refused),
             ("trusted.overlay.metacopy", "", Attribute::Refused),
             ("system.nfs4_acl", "", Attribute::Refused),
         ] {
             assert_eq!(Attribute::of(name, value.as_bytes()), becomes, "{name}={value}");
         }
-        assert!(!is_carried("trusted.overlay.opaque") && !is_carried("trusted.overlay.redirect"));
+        for name in ["trusted.overlay.opaque", "trusted.overlay.redirect", "trusted.nemos.job", "btrfs.compression"] {
+            assert!(!is_carried(name), "{name}");
+        }
     }
 
     #[test]
