@@ -9,6 +9,7 @@ use thiserror::Error;
 
 use super::bootstrap::BootstrapError;
 use super::cache::CacheError;
+use super::configurations::NoConfiguration;
 use super::host::HostError;
 use super::mirror::MirrorError;
 use super::table::TableError;
@@ -51,6 +52,9 @@ pub enum BuildError {
     /// A container's archive.
     #[error(transparent)]
     Oci(#[from] OciError),
+    /// A configuration that is shipped.
+    #[error(transparent)]
+    Configuration(#[from] NoConfiguration),
     /// An archive that is not the one of the recipe.
     #[error("{path} has the SHA-256 {actual}, and {expected} was expected; it is damaged, or another one")]
     Checksum {

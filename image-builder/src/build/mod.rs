@@ -13,6 +13,7 @@
 mod bootstrap;
 mod cache;
 mod chroot;
+mod configurations;
 mod containers;
 mod disk;
 mod distribution;
@@ -202,6 +203,7 @@ fn prepare(
     keys: Option<Keys>,
 ) -> Result<((TempDir, Context), String), BuildError> {
     containers::check(&recipe)?;
+    configurations::check(&recipe)?;
     let cache = cache_folder(cache)?;
     host::check_folder(output, OUTPUT_MIB, "--output")?;
     host::check_folder(&cache, CACHE_MIB, "--cache")?;

@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 
 use nemos_model::keys::policy::{self, Policy};
 use nemos_model::manifest::FILE;
+use nemos_model::overlay::archive::signature::{self, Policy as ImportPolicy};
 use nemos_model::overlay::policy as overlay;
 use nemos_model::partitions::Partition;
 use serde_json::json;
 
 use super::Context;
 use super::chroot::Chroot;
+use super::configurations;
 use super::distribution::Distribution;
 use super::error::BuildError;
 use super::host::is_root;
@@ -53,7 +55,7 @@ impl Root {
             .arg(&file)
             .args(["-root-mode", "0755", "-root-time", &epoch])
             .args(["-tar", "-quiet", "-no-progress", "-exit-on-error", "-comp", "zstd", "-Xcompression-level", &level]);
-        Chroot::unpacked(&distribution.root, context.epoch)
+        configurations::upload(&context.recipe, Chroot::unpacked(&distribution.root, context.epoch))
             .upload(deb, "/tmp/nemos.deb")
             .upload(&script, "/tmp/customize.sh")
             .shell(r#"sh "$1/tmp/customize.sh" "$1""#)
@@ -127,6 +129,11 @@ fn customization(context: &Context, os_release: &str, manifest: &str) -> String 
     if recipe.overlay != overlay::Policy::default() {
         line(file(&format!("/{}", overlay::FILE), &format!("{}\n", json!(recipe.overlay))));
     }
+    if recipe.configurations.policy() != ImportPolicy::default() {
+        let policy = json!(recipe.configurations.policy());
+        line(file(&format!("/{}", signature::FILE), &format!("{policy}\n")));
+    }
+    configurations::script(recipe).into_iter().for_each(&mut line);
     line(file("/usr/lib/os-release", os_release));
     line(file("/etc/machine-id", "uninitialized\n"));
     line(file("/etc/fstab", &fstab(recipe)));

@@ -6,9 +6,10 @@ use std::str::FromStr as _;
 use nemos_model::boot::PRELOADED_HASH_OPTION;
 use nemos_model::integrity::protection::{FEC_ROOTS, PROTECTION_OPTION};
 use nemos_model::keys::Policy;
+use nemos_model::overlay::archive::Policy as ImportPolicy;
 use nemos_model::partitions::Partition;
 
-use super::{Container, OwnPartition, Recipe, Sizes, User};
+use super::{Configurations, Container, OwnPartition, Recipe, ShippedConfiguration, Sizes, User};
 
 /// What cannot be, and where it is written.
 #[derive(Debug)]
@@ -34,6 +35,7 @@ pub fn check(recipe: &Recipe) -> Checked {
         return Err(fault(["squashfs", "zstd-level"], format!("zstd has the levels 1 to 22, not {level}")));
     }
     keys(&recipe.keys)?;
+    configurations(&recipe.configurations)?;
     recipe.users.iter().try_for_each(|(name, account)| user(name, account))?;
     if let Some(path) = recipe.files.keys().find(|path| !is_path(path)) {
         let what = format!("file `{path}`: a path begins with `/`, and has neither `..` nor white space");
@@ -111,6 +113,34 @@ fn keys(policy: &Policy) -> Checked {
         if let Err(reason) = age::x25519::Recipient::from_str(recipient) {
             let what = format!("`{recipient}` is not the public half of an age key, as age1...: {reason}");
             return Err(fault(["keys", "recipients", &number.to_string()], what));
+        }
+    }
+    Ok(())
+}
+
+fn configurations(configurations: &Configurations) -> Checked {
+    for (number, signer) in configurations.signers.iter().enumerate() {
+        let alone = ImportPolicy { signers: vec![signer.clone()], require_signature: false };
+        alone.check().map_err(|error| fault(["configurations", "signers", &number.to_string()], error.to_string()))?;
+    }
+    let policy = configurations.policy().check();
+    policy.map_err(|error| fault(["configurations", "require-signature"], error.to_string()))?;
+    let mut names = BTreeSet::new();
+    for (number, ShippedConfiguration { name, sha256, .. }) in configurations.shipped.iter().enumerate() {
+        let at = |key: &str, what: String| {
+            Err(fault(
+                ["configurations", "shipped", &number.to_string(), key],
+                format!("configuration `{name}`: {what}"),
+            ))
+        };
+        if name.is_factory() {
+            return at("name", "that is the image itself".to_owned());
+        }
+        if !names.insert(name) {
+            return at("name", "there is another one of that name".to_owned());
+        }
+        if !is_digest(sha256) {
+            return at("sha256", not_a_digest(sha256));
         }
     }
     Ok(())

@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 
 use nemos_model::integrity::protection::OnCorruption;
 use nemos_model::keys::Policy;
+use nemos_model::overlay::ConfigurationName;
+use nemos_model::overlay::archive::Policy as ImportPolicy;
 use nemos_model::overlay::policy as overlay;
 use nemos_model::partitions::Partition;
 use serde::Deserialize;
@@ -59,6 +61,9 @@ pub struct Recipe {
     /// How a device's overlay is.
     #[serde(default)]
     pub overlay: overlay::Policy,
+    /// Saved configurations: whose a device imports, and which the image has.
+    #[serde(default)]
+    pub configurations: Configurations,
     /// Accounts, by name.
     #[serde(default)]
     pub users: BTreeMap<String, User>,
@@ -104,6 +109,37 @@ pub struct Container {
     pub archive: Option<PathBuf>,
     /// Its SHA-256, in hexadecimal.
     pub sha256: Option<String>,
+}
+
+/// Saved configurations of the overlay.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Configurations {
+    /// See [`Policy::signers`](ImportPolicy::signers).
+    pub signers: Vec<String>,
+    /// See [`Policy::require_signature`](ImportPolicy::require_signature).
+    pub require_signature: bool,
+    /// Those that the image has, and that nobody has to sign.
+    pub shipped: Vec<ShippedConfiguration>,
+}
+
+impl Configurations {
+    /// Whose configurations a device imports.
+    pub fn policy(&self) -> ImportPolicy {
+        ImportPolicy { signers: self.signers.clone(), require_signature: self.require_signature }
+    }
+}
+
+/// A configuration that the image has.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShippedConfiguration {
+    /// What it is called.
+    pub name: ConfigurationName,
+    /// What `nemosctl overlay export` made, relative to the recipe.
+    pub archive: PathBuf,
+    /// Its SHA-256, in hexadecimal.
+    pub sha256: String,
 }
 
 /// The distribution.
@@ -350,6 +386,10 @@ impl Recipe {
         for (number, container) in self.containers.iter_mut().enumerate() {
             let way = ["containers", &number.to_string(), "archive"];
             container.archive = container.archive.take().map(|archive| written.resolve(&way, &archive));
+        }
+        for (number, shipped) in self.configurations.shipped.iter_mut().enumerate() {
+            let way = ["configurations", "shipped", &number.to_string(), "archive"];
+            shipped.archive = written.resolve(&way, &shipped.archive);
         }
         if let Some(bootstrap) = &mut self.bootstrap {
             let way = ["bootstrap", "archive"];

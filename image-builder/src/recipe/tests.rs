@@ -85,6 +85,22 @@ fn a_mistake_is_found_by_its_line() {
             "my.toml, line 5: a recovery-key is for when the TPM does not open",
         ),
         ("[overlay]\nvolatile-size = \"1GiB\"", "my.toml, line 4: `1GiB` is no amount of memory for changes"),
+        (
+            "[configurations]\nsigners = [\n    \"age1nobody\",\n]",
+            "my.toml, line 5: `age1nobody` is not the public half of an Ed25519 key",
+        ),
+        (
+            "[configurations]\nrequire-signature = true",
+            "my.toml, line 4: a signature is required, and there are no signers",
+        ),
+        (
+            "[[configurations.shipped]]\nname = \"factory\"\narchive = \"a.tar\"\nsha256 = \"0\"",
+            "my.toml, line 4: configuration `factory`: that is the image itself",
+        ),
+        (
+            "[[configurations.shipped]]\nname = \"site\"\narchive = \"a.tar\"\nsha256 = \"0\"",
+            "my.toml, line 6: configuration `site`: `0`: a SHA-256 has 64",
+        ),
         ("[squashfs]\nzstd-levle = 3", "my.toml, line 4: unknown field `zstd-levle`, expected `zstd-level`"),
         ("[debian]\npackages = [\n    \"vim\",\n    \"Vim\",\n]", "my.toml, line 6: `Vim`: names of packages are"),
         ("[partitions-mib]\nhome = 300\nhome = 301", "my.toml, line 5: duplicate key"),

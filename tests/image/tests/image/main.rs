@@ -3,6 +3,7 @@
 //! `NEMOS_IMAGE=nemos.raw NEMOS_SIGNED=signed cargo test --test image`; a word after `--` selects cases by their names,
 //! `--ignored` the slow ones, which CI leaves out.
 
+mod archive;
 mod behaviour;
 mod builder;
 mod certificate;
@@ -88,6 +89,7 @@ fn main() -> ExitCode {
         overlay::a_full_overlay_boots_says_so_and_is_taken_back_or_reset,
         overlay::the_index_of_the_image_is_kept_and_what_another_image_had_is_told,
         overlay::what_is_taken_back_is_as_the_image_has_it_after_the_next_boot,
+        archive::a_configuration_goes_to_another_device_in_a_file,
         overlay::a_read_only_device_is_whole_and_takes_changes_only_where_it_must,
         keys::what_is_no_key_is_refused_in_a_sentence,
         keys::secrets_are_nowhere_but_in_the_hands_of_who_asked,
