@@ -227,7 +227,8 @@ fn what_was_exported_is_the_same_elsewhere() {
     let after = everything(root.path());
     unmount(root.path()).unwrap();
     assert_eq!(after, before);
-    (here.leave(), there.leave());
+    here.leave();
+    there.leave();
 }
 
 fn only_what_can_be_carried_is_exported() {
@@ -353,7 +354,10 @@ fn tar(entries: &[Written<'_>]) -> Vec<u8> {
         header.set_entry_type(*kind);
         header.as_old_mut().name[..path.len()].copy_from_slice(path.as_bytes());
         header.as_old_mut().linkname[..link.len()].copy_from_slice(link.as_bytes());
-        (header.set_mode(0o644), header.set_uid(0), header.set_gid(0), header.set_mtime(0)).0;
+        header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
         header.set_size(contents.len() as u64);
         header.set_cksum();
         builder.append(&header, *contents).unwrap();
@@ -513,7 +517,8 @@ fn what_is_not_whole_is_not_imported() {
         assert!(matches!(refused, Err(ImportError::NotOurs(_) | ImportError::Truncated)), "{refused:?}");
     }
     assert_eq!(there.saved(), [""; 0]);
-    (here.leave(), there.leave());
+    here.leave();
+    there.leave();
 }
 
 /// Entries that were never meant, in archives that are otherwise right.

@@ -20,6 +20,9 @@ use super::super::changes::attributes;
 use super::super::configuration::{self, ConfigurationError};
 use super::Digested;
 
+/// Extended attributes: names and values.
+type Attributes = Vec<(String, Vec<u8>)>;
+
 /// zstd's own default.
 const LEVEL: i32 = 3;
 /// Most paths that are told of as left out.
@@ -100,7 +103,7 @@ pub fn export(volume: &Path, name: &ConfigurationName, archive: &mut impl Write)
     }
     let padding = layer.size.next_multiple_of(BLOCK) - layer.size;
     io::copy(&mut io::repeat(0).take(padding), files.get_mut()).map_err(ExportError::Write)?;
-    files.into_inner().and_then(|archive| archive.flush()).map_err(ExportError::Write)?;
+    files.into_inner().and_then(Write::flush).map_err(ExportError::Write)?;
     Ok(Exported { digest: manifest.digest, left_out })
 }
 
@@ -109,7 +112,9 @@ fn file_header(name: &str, size: u64) -> Header {
     let mut header = Header::new_ustar();
     header.set_entry_type(EntryType::Regular);
     header.set_mode(0o644);
-    (header.set_uid(0), header.set_gid(0), header.set_mtime(0)).0;
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
     header.set_size(size);
     set_name(&mut header, name.as_bytes());
     header.set_cksum();
@@ -209,7 +214,7 @@ impl<W: Write> Layer<'_, W> {
     }
 
     /// The attributes that go along, and whether one of them marks a folder.
-    fn attributes(&self, path: &Path) -> Result<(Vec<(String, Vec<u8>)>, bool), ExportError> {
+    fn attributes(&self, path: &Path) -> Result<(Attributes, bool), ExportError> {
         let full = self.tree.join(path);
         let (mut carried, mut is_opaque) = (Vec::new(), false);
         for (name, value) in attributes(&full).map_err(io_error(&full))? {

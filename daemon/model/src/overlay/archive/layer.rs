@@ -160,7 +160,7 @@ impl Walk {
             _ if mark => What::Whiteout,
             Kind::Folder => What::Folder,
             Kind::Link => What::Link(symbolic(link)?),
-            Kind::HardLink => What::HardLink(self.earlier(link, &path)?),
+            Kind::HardLink => What::HardLink(earlier(link, &path)?),
             Kind::File | Kind::Other => What::File,
         };
         if what == What::Folder && self.open.len() - leaves > MAX_DEPTH {
@@ -188,14 +188,14 @@ impl Walk {
         self.open.push((OsString::new(), None));
         Ok(Step { leaves: 0, path: PathBuf::new(), name: OsString::new(), what: What::Root })
     }
+}
 
-    /// The target of a hard link: something that came before, and so is no folder that is open.
-    fn earlier(&self, link: &[u8], path: &Path) -> Result<PathBuf, Reason> {
-        let parts = parts(link, false).map_err(|_| Reason::Target)?;
-        let target: PathBuf = parts.iter().copied().map(OsStr::from_bytes).collect();
-        let is_name = !parts.is_empty() && parts.iter().all(|part| !part.starts_with(WHITEOUT));
-        if is_name && target.as_path() < path && !path.starts_with(&target) { Ok(target) } else { Err(Reason::Target) }
-    }
+/// The target of a hard link: something that came before, and so is no folder that is open.
+fn earlier(link: &[u8], path: &Path) -> Result<PathBuf, Reason> {
+    let parts = parts(link, false).map_err(|_| Reason::Target)?;
+    let target: PathBuf = parts.iter().copied().map(OsStr::from_bytes).collect();
+    let is_name = !parts.is_empty() && parts.iter().all(|part| !part.starts_with(WHITEOUT));
+    if is_name && target.as_path() < path && !path.starts_with(&target) { Ok(target) } else { Err(Reason::Target) }
 }
 
 /// The names in a path; none for the root.
@@ -266,9 +266,8 @@ impl Attribute {
         match name.strip_prefix(OVERLAY) {
             Some("opaque") if value == b"y" => Attribute::Opaque,
             Some("origin" | "impure" | "uuid" | "nlink") => Attribute::Left,
-            Some(_) => Attribute::Refused,
             None if is_carried(name) => Attribute::Carried,
-            None => Attribute::Refused,
+            _ => Attribute::Refused,
         }
     }
 }
@@ -453,7 +452,7 @@ mod tests {
             Budget::new(u64::MAX, 0).take(enormous.0, enormous.1).unwrap_err();
         }
         let mut many = Budget::new(1 << 20, 0);
-        assert_eq!((0..).take_while(|_| many.take(0, 0).is_ok()).count(), 1024);
+        assert_eq!((0..2000).take_while(|_| many.take(0, 0).is_ok()).count(), 1024);
     }
 
     fn kinds() -> impl Strategy<Value = Kind> {

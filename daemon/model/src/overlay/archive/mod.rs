@@ -169,7 +169,8 @@ struct Descriptor {
 struct Config {
     architecture: &'static str,
     os: &'static str,
-    config: BTreeMap<String, String>,
+    #[serde(rename = "config")]
+    runs: BTreeMap<String, String>,
     rootfs: RootFs,
 }
 
@@ -202,7 +203,7 @@ impl Documents {
     /// The documents of a configuration whose layer, and that unpacked, are these.
     pub fn new(described: &Description, layer: &Blob, unpacked: &BlobDigest) -> Self {
         let rootfs = RootFs { r#type: "layers", diff_ids: [format!("sha256:{unpacked}")] };
-        let config = to_json(&Config { architecture: architecture(), os: "linux", config: BTreeMap::new(), rootfs });
+        let config = to_json(&Config { architecture: architecture(), os: "linux", runs: BTreeMap::new(), rootfs });
         let Description { name, image, root_hash, made_at } = described;
         let annotations = [
             (NAME, name.to_string()),

@@ -151,7 +151,7 @@ mod tests {
         let mut bytes = Vec::new();
         for (key, value) in pairs {
             let rest = key.len() + value.len() + 3;
-            let length = (rest + 1..).find(|length| rest + length.to_string().len() == *length).unwrap();
+            let length = (rest + 1..rest + 9).find(|length| rest + length.to_string().len() == *length).unwrap();
             bytes.extend(format!("{length} {key}=").bytes().chain(value.iter().copied()).chain([b'\n']));
         }
         bytes
