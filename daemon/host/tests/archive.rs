@@ -92,7 +92,7 @@ impl Volume {
 
     fn export(&self, name: &str) -> Vec<u8> {
         let mut archive = Vec::new();
-        export(self.folder.path(), &name.parse().unwrap(), &mut archive).unwrap();
+        export(self.folder.path(), &name.parse().unwrap(), &[], &mut archive).unwrap();
         archive
     }
 
@@ -234,7 +234,7 @@ fn what_was_exported_is_the_same_elsewhere() {
 fn only_what_can_be_carried_is_exported() {
     let volume = Volume::new();
     let exports = |name: &str| {
-        let exported = export(volume.folder.path(), &name.parse().unwrap(), &mut io::sink());
+        let exported = export(volume.folder.path(), &name.parse().unwrap(), &[], &mut io::sink());
         exported.map(|exported| exported.left_out)
     };
     assert!(matches!(exports("none"), Err(ExportError::Configuration(_))));
@@ -248,10 +248,17 @@ fn only_what_can_be_carried_is_exported() {
     }
     volume.saves("pipe", |tree| mknodat(CWD, tree.join("pipe"), FileType::Fifo, Mode::RUSR, 0).unwrap());
     assert_eq!(exports("pipe").unwrap(), [Path::new("/pipe")]);
+    volume.saves("self", |tree| {
+        fs::create_dir(tree.join("etc")).unwrap();
+        fs::write(tree.join("etc/machine-id"), "this device's").unwrap();
+    });
+    let belongings = ["/etc/machine-id", "/etc/nowhere"].map(|path| path.parse().unwrap());
+    let exported = export(volume.folder.path(), &"self".parse().unwrap(), &belongings, &mut io::sink()).unwrap();
+    assert_eq!(exported.left_out, [Path::new("/etc/machine-id")]);
     // A reader that has gone away.
     let (reader, writer) = io::pipe().unwrap();
     drop(reader);
-    let error = export(volume.folder.path(), &"pipe".parse().unwrap(), &mut Caller::new(writer.into()).unwrap());
+    let error = export(volume.folder.path(), &"pipe".parse().unwrap(), &[], &mut Caller::new(writer.into()).unwrap());
     assert!(matches!(error, Err(ExportError::Write(error)) if error.kind() == io::ErrorKind::BrokenPipe));
     volume.leave();
 }

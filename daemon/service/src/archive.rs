@@ -11,6 +11,7 @@ use nemos_host::overlay::archive::{
     policy,
 };
 use nemos_host::overlay::configuration::ConfigurationError;
+use nemos_host::reset::keep::identity;
 use nemos_model::overlay::changes::to_text;
 use nemos_model::overlay::{ConfigurationName, Mode};
 use nemos_model::state::NotTaken;
@@ -34,10 +35,12 @@ impl Carrier {
 
 /// Writes a configuration into the caller's file.
 pub async fn export(service: &Service, name: ConfigurationName, file: OwnedFd) -> Result<ExportedRecord, Error> {
-    let volume = service.desk.device().volume();
+    let device = Arc::clone(service.desk.device());
     alone(service, move || {
+        let volume = device.volume();
+        let belongings = identity(&device.lower()).map_err(|error| Error::new(ErrorKind::Failed, error.to_string()))?;
         let mut file = Caller::new(file).map_err(|error| unusable(&error))?;
-        let exported = export_to(&volume, &name, &mut file).map_err(|error| not_exported(&error))?;
+        let exported = export_to(&volume, &name, &belongings, &mut file).map_err(|error| not_exported(&error))?;
         let left_out = exported.left_out.iter().map(|path| to_text(path.strip_prefix("/").unwrap_or(path))).collect();
         Ok(ExportedRecord { digest: format!("sha256:{}", exported.digest), left_out })
     })
@@ -63,13 +66,16 @@ pub async fn import(
     {
         return Err(NotTaken::Busy(job.id).into());
     }
+    let root_hash = seen.report.as_ref().map(|report| report.root_hash);
     let (device, now) = (Arc::clone(service.desk.device()), service.desk.now());
     alone(service, move || {
-        let policy = policy(&device.lower()).map_err(|error| Error::new(ErrorKind::Failed, error.to_string()))?;
+        let lower = device.lower();
+        let policy = policy(&lower).map_err(|error| Error::new(ErrorKind::Failed, error.to_string()))?;
         let file = Caller::new(file).map_err(|error| unusable(&error))?;
         let source = Source::Elsewhere { policy: &policy, signature: wanted.signature.as_deref() };
         let WantedImport { name, replace, dry_run, .. } = &wanted;
-        let wanted = Wanted { name: name.as_ref(), replace: *replace, dry_run: *dry_run };
+        let here = root_hash.map(|hash| (lower.as_path(), hash));
+        let wanted = Wanted { name: name.as_ref(), replace: *replace, dry_run: *dry_run, here };
         let unpacked =
             import_from(&device.volume(), file, source, wanted, now).map_err(|error| not_imported(&error))?;
         let record = ImportedRecord::new(&unpacked.about, &unpacked.described, unpacked.entries, unpacked.bytes);

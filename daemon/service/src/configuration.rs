@@ -11,6 +11,7 @@ use nemos_host::overlay::trial::{self, TrialError};
 use nemos_host::overlay::volume_mount;
 use nemos_model::health::{Health, verdict};
 use nemos_model::job::{Job, JobState, Kind, Requester};
+use nemos_model::overlay::archive::Voucher;
 use nemos_model::overlay::changes::to_text;
 use nemos_model::overlay::{ConfigurationName, LOWER_MOUNT, Mode, Tried};
 use nemos_model::state::{NotTaken, Wanted};
@@ -108,7 +109,9 @@ impl Service {
         });
         let (about, hidden) = known.await?;
         let here = self.desk.seen().await?.report.as_ref().map(|report| report.root_hash);
-        if force || here == Some(about.root_hash) || hidden.as_ref().is_some_and(Vec::is_empty) {
+        // The image knows why it ships one, and cannot know its own hash.
+        let is_shipped = about.imported.as_ref().is_some_and(|imported| imported.voucher == Voucher::Image);
+        if force || is_shipped || here == Some(about.root_hash) || hidden.as_ref().is_some_and(Vec::is_empty) {
             return Ok(());
         }
         let (image, here) = (about.image, self.desk.image().await?);

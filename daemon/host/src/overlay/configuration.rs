@@ -11,7 +11,7 @@
 //! Every change of what counts is one rename, after all that it brings was written through.
 
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -26,6 +26,7 @@ use tracing::warn;
 
 use super::shadow::{Base, Index, ShadowError};
 use crate::copy::{self, CopyError};
+use crate::reset::keep::{KeepError, identity};
 
 /// Attribute of an upper folder that a job has put in its place: its name.
 const MARK: &str = "trusted.nemos.job";
@@ -59,6 +60,9 @@ pub enum ConfigurationError {
     /// It cannot be copied.
     #[error(transparent)]
     Copy(#[from] CopyError),
+    /// What makes the device itself is not known.
+    #[error(transparent)]
+    Identity(#[from] KeepError),
     /// What the image has at its paths cannot be noted, or told.
     #[error(transparent)]
     Base(#[from] ShadowError),
@@ -175,10 +179,16 @@ fn make(volume: &Path, lower: &Path, new: &Path, about: &About) -> Result<(), Co
     fs::create_dir(new).map_err(at("make", new))?;
     copy::tree(&volume.join(UPPER_FOLDER), &tree)?;
     unmark(&tree)?;
-    if let Some(index) = Index::of_image(lower)? {
-        Base::note(&tree, &index, &new.join(BASE_FILE))?;
-    }
+    note_base(new, lower)?;
     fs::write(&text, about.to_text()).map_err(at("write", &text))
+}
+
+/// Notes what this image has where the changes in that folder are, which are of it.
+pub(super) fn note_base(folder: &Path, lower: &Path) -> Result<(), ConfigurationError> {
+    if let Some(index) = Index::of_image(lower)? {
+        Base::note(&folder.join(TREE_FOLDER), &index, &folder.join(BASE_FILE))?;
+    }
+    Ok(())
 }
 
 /// Gives what is whole its place, in one step; what was there has the other's then.
@@ -190,14 +200,20 @@ pub(super) fn put(volume: &Path, new: &Path, place: &Path, is_there: bool) -> Re
 }
 
 /// Puts a configuration's changes in the place of those that the overlay has, which are gone then unless somebody may want to go
-/// back (`keep`). It can be repeated from its start.
-pub fn apply(volume: &Path, name: &ConfigurationName, job: JobId, keep: bool) -> Result<(), ConfigurationError> {
+/// back (`keep`). It can be repeated from its start. With one that was imported, the device stays who it is to others.
+pub fn apply(
+    volume: &Path,
+    lower: &Path,
+    name: &ConfigurationName,
+    job: JobId,
+    keep: bool,
+) -> Result<(), ConfigurationError> {
     let (upper, switch) = (volume.join(UPPER_FOLDER), volume.join(SWITCH));
     let (new, previous) = (switch.join("new"), switch.join("previous"));
     if mark(&upper)? != Some(job.to_string()) {
         prepare(volume)?;
         forget_previous(volume)?;
-        let made = fill(volume, name, &new).and_then(|()| set_mark(&new, job));
+        let made = fill(volume, lower, name, &new).and_then(|()| set_mark(&new, job));
         if made.is_err() {
             // It may have failed for lack of the room that it takes.
             remove(&new)?;
@@ -216,7 +232,7 @@ pub fn apply(volume: &Path, name: &ConfigurationName, job: JobId, keep: bool) ->
     Ok(())
 }
 
-fn fill(volume: &Path, name: &ConfigurationName, new: &Path) -> Result<(), ConfigurationError> {
+fn fill(volume: &Path, lower: &Path, name: &ConfigurationName, new: &Path) -> Result<(), ConfigurationError> {
     if name.is_factory() {
         fs::create_dir(new).map_err(at("make", new))?;
         return fs::set_permissions(new, PermissionsExt::from_mode(0o755)).map_err(at("make", new));
@@ -225,7 +241,22 @@ fn fill(volume: &Path, name: &ConfigurationName, new: &Path) -> Result<(), Confi
     if !tree.is_dir() {
         return Err(ConfigurationError::NotThere(name.clone()));
     }
-    Ok(copy::tree(&tree, new)?)
+    copy::tree(&tree, new)?;
+    let is_imported = about(volume, name)?.imported.is_some();
+    if is_imported { keep_identity(&volume.join(UPPER_FOLDER), lower, new) } else { Ok(()) }
+}
+
+/// What is another device's does not go with it, and this one's stays.
+fn keep_identity(upper: &Path, lower: &Path, new: &Path) -> Result<(), ConfigurationError> {
+    let is = |path: &Path, kind: fn(&Metadata) -> bool| path.symlink_metadata().is_ok_and(|found| kind(&found));
+    for path in identity(lower)?.iter().map(|path| Path::new(path.within())) {
+        let folders = path.ancestors().skip(1);
+        let hides_it = { folders }.any(|folder| is(&new.join(folder), |found| !found.is_dir()));
+        if is(&upper.join(path), |_| true) && !is(&new.join(path), |_| true) && !hides_it {
+            copy::copy(upper, new, &path.to_string_lossy())?;
+        }
+    }
+    Ok(())
 }
 
 /// Puts back what the overlay had before that job. It can be repeated from its start.

@@ -129,6 +129,14 @@ pub fn read_set(lower: &Path, name: &SetName) -> Result<Vec<KeptPath>, KeepError
     parse_set(&text).map_err(|source| KeepError::BadSet { set: name.clone(), source })
 }
 
+/// What makes a device itself to others, as the image says in [`SetName::identity`]; nothing if it does not say.
+pub fn identity(lower: &Path) -> Result<Vec<KeptPath>, KeepError> {
+    match read_set(lower, &SetName::identity()) {
+        Err(KeepError::NoSuchSet(_)) => Ok(Vec::new()),
+        read => read,
+    }
+}
+
 /// Bytes free on `p.lxstate`, which is mounted on `state`, once nothing waits there.
 pub fn free(state: &Path) -> Result<u64, KeepError> {
     let space = rustix::fs::statvfs(state).map_err(|error| io(state)(error.into()))?;

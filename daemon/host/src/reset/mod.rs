@@ -179,7 +179,7 @@ fn switch(step: Step, job: &Job, work: &Work<'_>, volume: &Path) -> Result<(), S
             let about = About::new(image(work.lower), work.root_hash, job.requested_at, Some(job.id));
             configuration::save(volume, work.lower, name()?, job.replace, &about)
         }
-        Step::Apply => configuration::apply(volume, name()?, job.id, job.within.is_some()),
+        Step::Apply => configuration::apply(volume, work.lower, name()?, job.id, job.within.is_some()),
         _ => configuration::go_back(volume, job.applied.ok_or(StepError::NoConfiguration)?),
     };
     done.map_err(|error| match error {

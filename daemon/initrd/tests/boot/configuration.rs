@@ -11,6 +11,7 @@ use nemos_model::overlay::{ConfigurationName, LOWER_MOUNT, Mode, Tried, UPPER_MO
 use nemos_model::reset::Scope;
 use nemos_model::state::Wanted;
 use rustix::fs::statvfs;
+use serde_json::{Value, json};
 
 use crate::device::{Device, RUNTIME_UNITS, Running, on_the_device};
 
@@ -95,6 +96,25 @@ pub fn what_was_saved_on_another_image_tells_what_it_would_hide() {
     fs::remove_file(base).unwrap();
     assert_eq!(told(), None, "of what came without, it is not known");
     running.shuts_down();
+}
+
+pub fn with_what_was_imported_the_device_stays_who_it_is() {
+    let device = with_a_saved_configuration();
+    let running = device.boots();
+    running.writes("/etc/machine-id", "this device");
+    running.writes("/etc/ssh/ssh_host_rsa_key", "this device");
+    let folder = Path::new(UPPER_MOUNT).join("configurations/site");
+    fs::write(folder.join("tree/etc/machine-id"), "came with it").unwrap();
+    let mut known: Value = serde_json::from_slice(&fs::read(folder.join("about.json")).unwrap()).unwrap();
+    known["imported"] = json!({ "digest": "0".repeat(64), "voucher": "nobody" });
+    fs::write(folder.join("about.json"), known.to_string()).unwrap();
+    running.shuts_down();
+    device.is_asked_to_apply("site", None);
+    let mut running = device.boots();
+    running.is_healthy();
+    is_as_saved(&running);
+    assert_eq!(running.reads("/etc/ssh/ssh_host_rsa_key"), "this device");
+    assert_eq!(running.reads("/etc/machine-id"), "came with it", "somebody has put that there");
 }
 
 pub fn what_is_saved_shares_its_room() {

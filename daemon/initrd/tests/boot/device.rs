@@ -25,7 +25,7 @@ use nemos_model::overlay::trial::RUNNING_FILE;
 use nemos_model::overlay::{Mode, index, policy};
 use nemos_model::partitions::Partition;
 use nemos_model::reset::Scope;
-use nemos_model::reset::keep::decide;
+use nemos_model::reset::keep::{SetName, decide};
 use nemos_model::state::{DeviceState, FILE_NAME, Request, Taken, Volume, Wanted};
 use nemos_rig::{CommandLine, Disk, Image, KernelLog, WriteLog, leave_nothing_open, run};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
@@ -374,12 +374,14 @@ fn build_root(work: &Path, image: &Path) -> String {
     let mut told = Writer::new(Vec::new()).unwrap();
     told.add(Path::new("etc/hostname"), [Fingerprint::of(b"device")]).unwrap();
     let told = told.finish().unwrap();
-    let files: [(&str, &[u8]); 5] = [
+    let identity = SetName::identity().file();
+    let files: [(&str, &[u8]); 6] = [
         ("sbin/init", &init),
         ("etc/hostname", b"device\n"),
         ("etc/app/shipped", b"shipped"),
         (policy::FILE, sizes),
         (index::FILE, &told),
+        (&identity, b"/etc/machine-id\n/etc/ssh/ssh_host_rsa_key\n"),
     ];
     let tree = folder(work, "root", &files);
     for mount_point in Partition::ALL.into_iter().filter_map(Partition::mount_point) {

@@ -69,6 +69,7 @@ fn main() -> ExitCode {
         modes::a_reset_ends_in_the_persistent_mode,
         configuration::what_was_saved_is_there_again_once_it_is_applied_and_stays_saved,
         configuration::what_was_saved_on_another_image_tells_what_it_would_hide,
+        configuration::with_what_was_imported_the_device_stays_who_it_is,
         configuration::what_is_saved_shares_its_room,
         configuration::a_name_that_is_taken_or_not_there_fails_and_changes_nothing,
         configuration::what_nobody_confirms_is_gone_at_the_next_boot,

@@ -211,6 +211,11 @@ impl FromStr for SetName {
 }
 
 impl SetName {
+    /// The set of what makes a device itself to others.
+    pub fn identity() -> Self {
+        SetName("identity".into())
+    }
+
     /// Where the set is, in a root.
     pub fn file(&self) -> String {
         format!("{SETS_FOLDER}/{}.conf", self.0)

@@ -12,6 +12,7 @@ use nemos_model::overlay::ConfigurationName;
 use nemos_model::overlay::archive::layer::{Attribute, MAX_DEPTH, OPAQUE, WHITEOUT};
 use nemos_model::overlay::archive::pax::{Modified, Records};
 use nemos_model::overlay::archive::{Blob, BlobDigest, Description, Documents, INDEX_FILE, LAYOUT, LAYOUT_FILE};
+use nemos_model::reset::KeptPath;
 use rustix::fs::OFlags;
 use tar::{Builder, EntryType, Header};
 use thiserror::Error;
@@ -71,17 +72,23 @@ fn io_error(path: &Path) -> impl FnOnce(io::Error) -> ExportError {
 pub struct Exported {
     /// Digest of the manifest: what tells it from every other.
     pub digest: BlobDigest,
-    /// Sockets and pipes: they mean something only to who made them. At most 100 of them.
+    /// What belongs to the device, and sockets and pipes, which mean something only to who made them. At most 100 of them.
     pub left_out: Vec<PathBuf>,
 }
 
-/// Writes the configuration of that name, on that volume, to `archive`. The same configuration makes the same bytes.
+/// Writes the configuration of that name, on that volume, to `archive`, without what is at the paths that belong to the device.
+/// The same configuration makes the same bytes.
 ///
 /// It is read twice: the digest of the layer comes before the layer, and no room is needed for a copy of it.
-pub fn export(volume: &Path, name: &ConfigurationName, archive: &mut impl Write) -> Result<Exported, ExportError> {
+pub fn export(
+    volume: &Path,
+    name: &ConfigurationName,
+    belongings: &[KeptPath],
+    archive: &mut impl Write,
+) -> Result<Exported, ExportError> {
     let (about, tree) = (configuration::about(volume, name)?, configuration::tree(volume, name));
     let mut compressed = Digested::new(io::sink());
-    let (unpacked, left_out) = write_layer(&tree, &mut compressed)?;
+    let (unpacked, left_out) = write_layer(&tree, belongings, &mut compressed)?;
     let layer = Blob { digest: compressed.digest(), size: compressed.bytes };
     let documents = Documents::new(&Description::new(name.clone(), &about), &layer, &unpacked);
     let manifest = Blob::of(&documents.manifest);
@@ -97,7 +104,7 @@ pub fn export(volume: &Path, name: &ConfigurationName, archive: &mut impl Write)
     }
     files.get_mut().write_all(file_header(&layer.file(), layer.size).as_bytes()).map_err(ExportError::Write)?;
     let mut again = Digested::new(&mut **files.get_mut());
-    write_layer(&tree, &mut again)?;
+    write_layer(&tree, belongings, &mut again)?;
     if (Blob { digest: again.digest(), size: again.bytes }) != layer {
         return Err(ExportError::Changed);
     }
@@ -127,10 +134,14 @@ fn set_name(header: &mut Header, name: &[u8]) {
 }
 
 /// Writes the layer, and returns its digest before it was compressed, and what was left out.
-fn write_layer(tree: &Path, to: &mut impl Write) -> Result<(BlobDigest, Vec<PathBuf>), ExportError> {
+fn write_layer(
+    tree: &Path,
+    belongings: &[KeptPath],
+    to: &mut impl Write,
+) -> Result<(BlobDigest, Vec<PathBuf>), ExportError> {
     let compressor = zstd::Encoder::new(to, LEVEL).map_err(ExportError::Write)?;
     let entries = Builder::new(Digested::new(compressor));
-    let mut layer = Layer { tree, entries, names: HashMap::new(), left_out: Vec::new() };
+    let mut layer = Layer { tree, belongings, entries, names: HashMap::new(), left_out: Vec::new() };
     layer.folder(Path::new(""), 0)?;
     let Layer { entries, left_out, .. } = layer;
     let unpacked = entries.into_inner().map_err(ExportError::Write)?;
@@ -142,6 +153,7 @@ fn write_layer(tree: &Path, to: &mut impl Write) -> Result<(BlobDigest, Vec<Path
 /// A layer that is being written.
 struct Layer<'a, W: Write> {
     tree: &'a Path,
+    belongings: &'a [KeptPath],
     entries: Builder<W>,
     /// Files that have more than one name, by device and number: the first name of each.
     names: HashMap<(u64, u64), PathBuf>,
@@ -175,6 +187,10 @@ impl<W: Write> Layer<'_, W> {
         if name.as_bytes().starts_with(WHITEOUT) {
             return Err(not_carried(&path, "has a name that marks in OCI's layers what is deleted".to_owned()));
         }
+        if self.belongings.iter().any(|kept| Path::new(kept.within()) == path) {
+            self.leave_out(&path);
+            return Ok(());
+        }
         let metadata = fs::symlink_metadata(&full).map_err(io_error(&full))?;
         let kind = metadata.file_type();
         if kind.is_dir() {
@@ -185,9 +201,7 @@ impl<W: Write> Layer<'_, W> {
             return self.mark(&folder.join(OsStr::from_bytes(&mark)));
         }
         if kind.is_socket() || kind.is_fifo() {
-            if self.left_out.len() < MOST_LEFT_OUT {
-                self.left_out.push(Path::new("/").join(&path));
-            }
+            self.leave_out(&path);
             return Ok(());
         }
         if kind.is_char_device() || kind.is_block_device() {
@@ -211,6 +225,12 @@ impl<W: Write> Layer<'_, W> {
         let not_followed = OFlags::NOFOLLOW.bits().cast_signed();
         let file = OpenOptions::new().read(true).custom_flags(not_followed).open(&full).map_err(io_error(&full))?;
         self.entry(&path, EntryType::Regular, &metadata, records, Exactly { file, left: metadata.len() })
+    }
+
+    fn leave_out(&mut self, path: &Path) {
+        if self.left_out.len() < MOST_LEFT_OUT {
+            self.left_out.push(Path::new("/").join(path));
+        }
     }
 
     /// The attributes that go along, and whether one of them marks a folder.

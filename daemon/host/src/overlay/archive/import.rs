@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use nemos_model::Timestamp;
+use nemos_model::integrity::RootHash;
 use nemos_model::overlay::ConfigurationName;
 use nemos_model::overlay::archive::layer::{BadEntry, Budget, Kind, NoRoom, Reason, Step, Walk, What, is_carried};
 use nemos_model::overlay::archive::pax::{BadRecords, MAX_RECORDS, Modified, Records};
@@ -112,6 +113,8 @@ pub struct Wanted<'a> {
     pub replace: bool,
     /// It is only read through.
     pub dry_run: bool,
+    /// The image that runs: where its root is, and its hash. What it has is noted with a configuration that is of it.
+    pub here: Option<(&'a Path, RootHash)>,
 }
 
 /// What was imported, or would be.
@@ -164,6 +167,11 @@ pub fn import(
     let (entries, bytes) = layer_through(file, &layer, Some(Tree::new(root.into())), budget)?;
     let about_file = new.path().join(ABOUT_FILE);
     fs::write(&about_file, about.to_text()).map_err(io_error(&about_file))?;
+    if let Some((lower, root_hash)) = wanted.here
+        && root_hash == described.root_hash
+    {
+        configuration::note_base(new.path(), lower)?;
+    }
     put(volume, new.path(), &place, wanted.replace && place.symlink_metadata().is_ok())?;
     if new.path().exists() {
         // What had the name is where what is new was, and goes with that.
@@ -191,7 +199,7 @@ pub fn import_shipped(volume: &Path, root: &Path, name: &ConfigurationName, now:
     {
         return Ok(());
     }
-    let wanted = Wanted { name: Some(name), replace: there.is_some(), dry_run: false };
+    let wanted = Wanted { name: Some(name), replace: there.is_some(), ..Wanted::default() };
     import(volume, archive, Source::Image, wanted, now).map(drop)
 }
 
