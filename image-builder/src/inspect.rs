@@ -9,6 +9,7 @@ use nemos_model::partitions::Partition;
 use serde::Serialize;
 use uuid::Uuid;
 
+use crate::architecture::Architecture;
 use crate::build::mib;
 use crate::image::metadata::{self, Metadata};
 use crate::image::squashfs::{self, Superblock};
@@ -33,6 +34,7 @@ pub struct Inventory {
     image: Option<String>,
     version: Option<String>,
     build: Option<String>,
+    architecture: Architecture,
     size: u64,
     disk_guid: Option<Uuid>,
     partitions: Vec<Row>,
@@ -107,6 +109,7 @@ impl Inventory {
             image: field("IMAGE_ID"),
             version: field("IMAGE_VERSION"),
             build: field("BUILD_ID"),
+            architecture: uki.architecture,
             size: image.size(),
             disk_guid: image.table().map(|table| Uuid::from_bytes_le(table.header.disk_guid)),
             partitions: (1..)
@@ -185,7 +188,8 @@ fn content(start: &[u8; 2048]) -> &'static str {
 impl fmt::Display for Inventory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let known = |value: &Option<String>| value.as_deref().unwrap_or("unknown").to_owned();
-        writeln!(f, "{} {}, build {}", known(&self.image), known(&self.version), known(&self.build))?;
+        let identity = [&self.image, &self.version, &self.build].map(known);
+        writeln!(f, "{} {}, build {}, for {}", identity[0], identity[1], identity[2], self.architecture)?;
         let guid = self.disk_guid.map_or("unknown".into(), |guid| guid.to_string());
         writeln!(f, "disk       {}, GUID {guid}\n", mib(self.size))?;
         for row in &self.partitions {

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod architecture;
 pub mod build;
 pub mod containers;
 pub mod image;

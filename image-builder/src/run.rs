@@ -1,13 +1,17 @@
 //! `nemos-image run`: boots a disk, for a person or for one command.
 
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum as _};
+use nemos_model::manifest::Manifest;
 use thiserror::Error;
 
+use crate::architecture::Architecture;
+use crate::image::Image;
 use crate::vm::{Config, Disk, Machine, VmError, attach, quoted};
 
 /// Boot a disk in QEMU
@@ -19,6 +23,10 @@ use crate::vm::{Config, Disk, Machine, VmError, attach, quoted};
 pub struct RunArgs {
     /// Disk image to boot
     pub disk: PathBuf,
+
+    /// What the disk is for [default: what the manifest next to it says, or else the disk itself]
+    #[arg(long, value_name = "NAME")]
+    pub arch: Option<Architecture>,
 
     /// Forget what the machine writes: the disk image is not touched
     #[arg(long)]
@@ -68,12 +76,13 @@ pub enum RunError {
 
 /// Boots the disk, and returns when the machine is off.
 pub fn run(args: RunArgs) -> Result<ExitCode, RunError> {
-    let RunArgs { disk, snapshot, append, tpm, secure_boot, memory, cpus, timeout, command } = args;
+    let RunArgs { disk, arch, snapshot, append, tpm, secure_boot, memory, cpus, timeout, command } = args;
     let tpm = tpm.then(|| tpm_of(&disk));
+    let architecture = arch.unwrap_or_else(|| architecture_of(&disk));
     let disk = Disk::open(&disk).and_then(|disk| if snapshot { Ok(disk) } else { disk.writable() });
     let disk = disk.map_err(VmError::from)?;
     let limit = Duration::from_secs(timeout);
-    let config = Config { snapshot, tpm, memory, cpus, append, limit, ..Config::new(disk) };
+    let config = Config { architecture, snapshot, tpm, memory, cpus, append, limit, ..Config::new(disk) };
     let variables = tempfile::tempdir().map_err(RunError::Variables)?;
     let config = match secure_boot {
         Some(keys) => config.secure_boot(&keys, variables.path().join("variables"))?,
@@ -88,6 +97,14 @@ pub fn run(args: RunArgs) -> Result<ExitCode, RunError> {
     let status = machine.shell_into(&quoted(&command), &mut io::stdout(), &mut io::stderr())?;
     machine.power_off()?;
     Ok(ExitCode::from(status))
+}
+
+/// What a disk is for. One that does not tell is no raw disk of ours, and QEMU or the firmware will say what it is.
+fn architecture_of(disk: &Path) -> Architecture {
+    let beside = fs::read_to_string(disk.with_extension("manifest.json")).ok();
+    let said = beside.and_then(|text| Manifest::parse(&text).ok()?.architecture);
+    let said = said.and_then(|name| Architecture::from_str(&name, false).ok());
+    said.or_else(|| Image::open(disk).ok()?.architecture().ok()).unwrap_or_default()
 }
 
 /// The folder with the memory of a disk's TPM.

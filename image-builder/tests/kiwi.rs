@@ -20,7 +20,7 @@ fn text(name: &str) -> String {
 }
 
 fn recipe() -> Recipe {
-    Recipe::shipped("default").expect("the default recipe")
+    Recipe::shipped("default", None).expect("the default recipe")
 }
 
 /// The values of an attribute of all elements of that name.

@@ -27,6 +27,9 @@ pub struct Manifest {
     pub version: String,
     /// `BUILD_ID`: names this very image.
     pub build: String,
+    /// What it runs on, as Debian names it; builders did not say it at first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub architecture: Option<String>,
     /// SHA-256 of the recipe, in hexadecimal.
     pub recipe: String,
     /// Seconds since 1970 that everything in it is dated with.
@@ -234,6 +237,7 @@ mod tests {
             image: "nemos-default".into(),
             version: "0.1.0".into(),
             build: "0123".into(),
+            architecture: Some("amd64".into()),
             recipe: "cd".repeat(32),
             source_date_epoch: 1,
             packages: installed(STATUS),

@@ -21,6 +21,7 @@ use super::progress::{Progress, mib};
 use super::source::{Online, Source, check_sum};
 use super::tool::{self, Tool};
 use super::{Context, containers, disk, host, size_of};
+use crate::architecture::Architecture;
 use crate::recipe::Recipe;
 
 /// Of the archive's own document.
@@ -52,6 +53,10 @@ pub struct BootstrapArgs {
     /// Debian mirror, instead of the host's
     #[arg(long, value_name = "URL")]
     pub mirror: Option<String>,
+
+    /// Architecture of the packages, instead of the recipe's
+    #[arg(long, value_name = "NAME")]
+    pub arch: Option<Architecture>,
 
     /// Folder for what need not be made again [default: nemos-image in the user's cache]
     #[arg(long, value_name = "DIR")]
@@ -101,6 +106,8 @@ pub enum BootstrapError {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Contents {
     bootstrap: u32,
+    #[serde(default)]
+    architecture: Architecture,
     suite: String,
     components: Vec<String>,
     packages: Vec<String>,
@@ -138,6 +145,7 @@ impl Contents {
         let debian = &recipe.debian;
         Contents {
             bootstrap: VERSION,
+            architecture: recipe.architecture,
             suite: debian.suite.clone(),
             components: sorted(&debian.components),
             packages: sorted(&debian.packages),
@@ -150,7 +158,9 @@ impl Contents {
     /// What keeps it from being used for a recipe.
     fn misfit(&self, recipe: &Contents) -> Option<String> {
         let besides: Vec<_> = self.packages.iter().filter(|name| !recipe.packages.contains(name)).cloned().collect();
-        if self.suite != recipe.suite {
+        if self.architecture != recipe.architecture {
+            Some(format!("it is for {}, and the image for {}", self.architecture, recipe.architecture))
+        } else if self.suite != recipe.suite {
             Some(format!("it has {}, and the recipe asks for {}", self.suite, recipe.suite))
         } else if self.components != recipe.components {
             Some(format!(
@@ -192,7 +202,9 @@ impl Bootstrap {
         if contents.bootstrap != VERSION {
             return Err(foreign(format!("it is of version {}, and {VERSION} is known here", contents.bootstrap)).into());
         }
-        let files = distribution::FILES.into_iter().chain(contents.containers.values().map(String::as_str));
+        let files = distribution::files(contents.architecture)
+            .into_iter()
+            .chain(contents.containers.values().map(String::as_str));
         if let Some(absent) = files.into_iter().find(|file| !entry.folder.join(file).is_file()) {
             return Err(foreign(format!("it has no {absent}")).into());
         }
@@ -264,11 +276,11 @@ pub fn bootstrap(args: &BootstrapArgs) -> Result<PathBuf, BuildError> {
     if args.verbose {
         tool::be_verbose();
     }
-    let (recipe, name) = super::choose(&args.profile, args.recipe.as_deref())?;
+    let (recipe, name) = super::choose(&args.profile, args.recipe.as_deref(), args.arch)?;
     let progress = Progress::new();
     super::in_folder(&args.output, || {
         let (_scratch, context) = progress.step("host", || {
-            host::check_for_bootstrap()?;
+            host::check_for_bootstrap(recipe.architecture)?;
             super::prepare(recipe, name, &args.output, args.cache.as_deref(), None)
         })?;
         let source = Source::Mirror(Online::ask(args.mirror.as_deref(), &context, &progress)?);
@@ -316,8 +328,9 @@ fn write(context: &Context, distribution: &Distribution, layers: &[(Digest, Path
         header.set_mtime(distribution.epoch);
         header
     };
-    let mut files: Vec<_> =
-        distribution::FILES.iter().map(|file| ((*file).to_owned(), distribution.folder.join(file))).collect();
+    let mut files: Vec<_> = distribution::files(context.recipe.architecture)
+        .map(|file| (file.to_owned(), distribution.folder.join(file)))
+        .into();
     files.extend(layers.iter().map(|(made_of, tar)| (layer_file(made_of), tar.clone())));
     let write = || {
         let mut tar = tar::Builder::new(File::create(&plain)?);
@@ -338,7 +351,7 @@ mod tests {
     use super::*;
 
     fn contents() -> Contents {
-        Contents::of(&Recipe::shipped("default").expect("the default recipe"), 7, BTreeMap::new())
+        Contents::of(&Recipe::shipped("default", None).expect("the default recipe"), 7, BTreeMap::new())
     }
 
     #[test]
@@ -355,6 +368,8 @@ mod tests {
     fn an_archive_of_another_release_or_with_other_files_left_out_is_not_the_recipes() {
         let other_suite = Contents { suite: "forky".into(), ..contents() };
         assert_eq!(other_suite.misfit(&contents()).as_deref(), Some("it has forky, and the recipe asks for trixie"));
+        let other_processor = Contents { architecture: Architecture::Arm64, ..contents() };
+        assert_eq!(other_processor.misfit(&contents()).as_deref(), Some("it is for arm64, and the image for amd64"));
         let with_all = Contents { exclude: Vec::new(), ..contents() };
         assert!(with_all.misfit(&contents()).expect("it differs").contains("left out"));
         let more = Contents { components: vec!["contrib".into(), "main".into()], ..contents() };

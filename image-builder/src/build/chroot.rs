@@ -6,6 +6,7 @@
 use std::path::Path;
 
 use super::tool::Tool;
+use crate::architecture::Architecture;
 
 /// A root to be.
 pub struct Chroot {
@@ -14,14 +15,14 @@ pub struct Chroot {
 
 impl Chroot {
     /// A root that is installed from a mirror.
-    pub fn installed(epoch: u64) -> Self {
+    pub fn installed(architecture: Architecture, epoch: u64) -> Self {
         // No initrd of Debian's: it would take a third of the time, and nothing would ever boot it.
-        Chroot { tool: mmdebstrap(epoch).env("INITRD", "No") }
+        Chroot { tool: mmdebstrap(architecture, epoch).env("INITRD", "No") }
     }
 
     /// A root that was made before, unpacked again.
-    pub fn unpacked(root: &Path, epoch: u64) -> Self {
-        let tool = mmdebstrap(epoch).args(["--variant=custom", "--skip=setup,update,cleanup"]);
+    pub fn unpacked(architecture: Architecture, root: &Path, epoch: u64) -> Self {
+        let tool = mmdebstrap(architecture, epoch).args(["--variant=custom", "--skip=setup,update,cleanup"]);
         // The archive is without /dev, and mmdebstrap mounts nothing on what is not there.
         Chroot {
             tool: tool.arg(format!("--setup-hook=tar-in {} /", quoted(root))).arg("--setup-hook=mkdir -p \"$1/dev\""),
@@ -29,8 +30,8 @@ impl Chroot {
     }
 
     /// A root that was made before, for more to be installed in it from a mirror.
-    pub fn extended(root: &Path, epoch: u64) -> Self {
-        let tool = mmdebstrap(epoch).env("INITRD", "No").arg("--variant=custom");
+    pub fn extended(architecture: Architecture, root: &Path, epoch: u64) -> Self {
+        let tool = mmdebstrap(architecture, epoch).env("INITRD", "No").arg("--variant=custom");
         Chroot {
             tool: tool.arg(format!("--setup-hook=tar-in {} /", quoted(root))).arg("--setup-hook=mkdir -p \"$1/dev\""),
         }
@@ -77,12 +78,20 @@ impl Chroot {
     }
 }
 
-/// mmdebstrap, as it makes every root.
-pub fn mmdebstrap(epoch: u64) -> Tool {
+/// mmdebstrap, as it makes every root. Programs of another architecture are run by QEMU, which the kernel calls.
+pub fn mmdebstrap(architecture: Architecture, epoch: u64) -> Tool {
     // The same for everybody: root just has no need to unshare its user ids. Device nodes cannot be unpacked by an
     // ordinary user, and devtmpfs brings them anyhow.
     let tool = Tool::new("mmdebstrap").env("SOURCE_DATE_EPOCH", epoch.to_string());
-    tool.args(["--mode=unshare", "--skip=output/dev"])
+    tool.args(["--mode=unshare", "--skip=output/dev"]).arg(format!("--architectures={architecture}"))
+}
+
+/// The option that makes folders as Debian has them since version 12, for what is unpacked and not installed: packages rely on them.
+pub fn merged(architecture: Architecture) -> String {
+    let folders = architecture.merged_folders();
+    format!(
+        r#"--setup-hook=mkdir -p "$1/usr"; for folder in {folders}; do mkdir "$1/usr/$folder"; ln -s "usr/$folder" "$1/$folder"; done"#
+    )
 }
 
 /// For the words that mmdebstrap splits a special hook into.

@@ -16,9 +16,6 @@ use crate::recipe::{Container, Recipe};
 /// Changes whenever the code below makes something else of the same inputs.
 const FORMAT: &[u8] = b"1";
 
-/// Folders as Debian has them since version 12, whose packages rely on them.
-const MERGED: &str = r#"mkdir -p "$1/usr"; for folder in bin sbin lib lib64; do mkdir "$1/usr/$folder"; ln -s "usr/$folder" "$1/$folder"; done"#;
-
 /// What apt and mmdebstrap need, and a container does not: the names of mirror and host, and who installed what.
 const LEFT_OUT: &str = r#"rm -rf "$1/etc/apt" "$1/etc/dpkg" "$1/etc/fstab" "$1/etc/hostname" "$1/etc/resolv.conf" "$1/var" "$1/tmp"; mkdir -m 1777 "$1/tmp""#;
 
@@ -34,7 +31,7 @@ pub fn make(context: &Context, source: &Source) -> Result<(Vec<Image>, String), 
     let mut images = Vec::new();
     for container in &context.recipe.containers {
         images.push(match &container.archive {
-            Some(archive) => oci::read(archive, &container.name, &context.scratch)?,
+            Some(archive) => oci::read(archive, &container.name, context.recipe.architecture, &context.scratch)?,
             None => from_packages(context, container, source)?,
         });
     }
@@ -58,7 +55,8 @@ pub fn layers(context: &Context, source: &Source) -> Result<Vec<(Digest, PathBuf
 pub fn made_of(container: &Container, recipe: &Recipe) -> Digest {
     let lists = [&container.packages, &container.setup, &recipe.debian.exclude];
     let words = lists.iter().flat_map(|list| list.iter().map(String::as_bytes).chain([b"".as_slice()]));
-    Digest::of([FORMAT, recipe.debian.suite.as_bytes()].into_iter().chain(words))
+    let place = [recipe.architecture.name(), &recipe.debian.suite].map(str::as_bytes);
+    Digest::of([FORMAT].into_iter().chain(place).chain(words))
 }
 
 fn from_packages(context: &Context, container: &Container, source: &Source) -> Result<Image, BuildError> {
@@ -67,7 +65,13 @@ fn from_packages(context: &Context, container: &Container, source: &Source) -> R
     let blob = Blob { digest, size: size_of(&tar)? };
     let created = i64::try_from(epoch).ok().and_then(|epoch| Timestamp::from_second(epoch).ok()).unwrap_or_default();
     let layer = Layer { tar, diff: blob, blob };
-    Ok(Image::of_one_layer(&container.name, &container.command, layer, &created.to_string()))
+    Ok(Image::of_one_layer(
+        &container.name,
+        context.recipe.architecture,
+        &container.command,
+        layer,
+        &created.to_string(),
+    ))
 }
 
 /// A container's layer, and its date in seconds since 1970.
@@ -92,12 +96,12 @@ fn layer(context: &Context, container: &Container, source: &Source) -> Result<(P
 
 fn unpack(context: &Context, container: &Container, online: &Online, folder: &Path) -> Result<(), BuildError> {
     let debian = &context.recipe.debian;
-    let mut unpacked = chroot::mmdebstrap(online.epoch)
+    let mut unpacked = chroot::mmdebstrap(context.recipe.architecture, online.epoch)
         .args(["--variant=extract", "--skip=cleanup"])
         .arg(format!("--include={}", container.packages.join(",")))
         .args(online.options())
         .args(debian.exclude.iter().map(|pattern| format!("--dpkgopt=path-exclude={pattern}")))
-        .arg(format!("--setup-hook={MERGED}"))
+        .arg(chroot::merged(context.recipe.architecture))
         .arg(format!("--extract-hook={LEFT_OUT}"));
     if !container.setup.is_empty() {
         let setup = container.setup.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");

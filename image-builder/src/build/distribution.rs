@@ -8,6 +8,7 @@ use super::cache::Digest;
 use super::chroot::Chroot;
 use super::error::BuildError;
 use super::source::{Online, Source, blame};
+use crate::architecture::Architecture;
 
 /// Changes whenever the code below makes something else of the same inputs.
 const FORMAT: &[u8] = b"3";
@@ -16,7 +17,9 @@ const FORMAT: &[u8] = b"3";
 const UNPACKED: [&str; 2] = ["systemd-ukify", "systemd-boot-efi"];
 
 /// What it consists of.
-pub const FILES: [&str; 5] = ["root.tar", "vmlinuz", "kernel-version", "linuxx64.efi.stub", "ukify"];
+pub const fn files(architecture: Architecture) -> [&'static str; 5] {
+    ["root.tar", "vmlinuz", "kernel-version", architecture.stub(), "ukify"]
+}
 
 /// Debian's part, in the cache.
 #[derive(Debug)]
@@ -50,13 +53,20 @@ impl Distribution {
             Source::Archive(archive) => {
                 let key = Digest::of([FORMAT, archive.digest.as_bytes()]);
                 let root = archive.folder.join("root.tar");
-                Distribution::in_folder(archive.folder.clone(), root, archive.epoch(), key, true)
+                Distribution::in_folder(context, archive.folder.clone(), root, archive.epoch(), key, true)
             }
             Source::Both(archive, online, packages) => with_more(context, archive, online, packages),
         }
     }
 
-    fn in_folder(folder: PathBuf, root: PathBuf, epoch: u64, key: Digest, found: bool) -> Result<Self, BuildError> {
+    fn in_folder(
+        context: &Context,
+        folder: PathBuf,
+        root: PathBuf,
+        epoch: u64,
+        key: Digest,
+        found: bool,
+    ) -> Result<Self, BuildError> {
         let kernel_version = super::read(&folder.join("kernel-version"))?.trim().to_owned();
         if kernel_version.lines().count() != 1 {
             return Err(BuildError::Kernels(kernel_version.lines().collect::<Vec<_>>().join(", ")));
@@ -65,7 +75,7 @@ impl Distribution {
             root,
             kernel: folder.join("vmlinuz"),
             kernel_version,
-            stub: folder.join("linuxx64.efi.stub"),
+            stub: folder.join(context.recipe.architecture.stub()),
             ukify: folder.join("ukify"),
             epoch,
             key,
@@ -78,23 +88,27 @@ impl Distribution {
 fn from_mirror(context: &Context, online: &Online) -> Result<Distribution, BuildError> {
     let debian = &context.recipe.debian;
     let mirror = online.key();
+    let architecture = context.recipe.architecture;
+    let stub = architecture.stub();
     let inputs = [&debian.packages, &debian.exclude].into_iter().flatten().map(String::as_bytes);
-    let key = Digest::of([FORMAT].into_iter().chain(inputs).chain(mirror.iter().map(Vec::as_slice)));
+    let key = Digest::of(
+        [FORMAT, architecture.name().as_bytes()].into_iter().chain(inputs).chain(mirror.iter().map(Vec::as_slice)),
+    );
     let entry = context.cache.get("distribution", &key, |folder| {
-        let chroot = Chroot::installed(online.epoch).arg("--variant=essential");
+        let chroot = Chroot::installed(architecture, online.epoch).arg("--variant=essential");
         installing(chroot, context, online, &debian.packages)
             .shell(&format!(
                 r#"set -e; cd "$1/tmp"
-                APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" apt-get --quiet download {}
+                APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" apt-get --quiet download {unpacked}
                 for package in *.deb; do dpkg-deb --extract "$package" unpacked; done
-                cp -L unpacked/usr/bin/ukify unpacked/usr/lib/systemd/boot/efi/linuxx64.efi.stub "$1"/boot/vmlinuz-* .
+                cp -L unpacked/usr/bin/ukify unpacked/usr/lib/systemd/boot/efi/{stub} "$1"/boot/vmlinuz-* .
                 ls "$1/lib/modules" > kernel-version
                 mv vmlinuz-* vmlinuz"#,
-                UNPACKED.join(" ")
+                unpacked = UNPACKED.join(" ")
             ))
             .download("/tmp/vmlinuz", &folder.join("vmlinuz"))
             .download("/tmp/kernel-version", &folder.join("kernel-version"))
-            .download("/tmp/linuxx64.efi.stub", &folder.join("linuxx64.efi.stub"))
+            .download(&format!("/tmp/{stub}"), &folder.join(stub))
             .download("/tmp/ukify", &folder.join("ukify"))
             .shell(LEFT_OUT)
             .installed_from(&debian.suite, &folder.join("root.tar"), online.lines())
@@ -102,7 +116,7 @@ fn from_mirror(context: &Context, online: &Online) -> Result<Distribution, Build
             .map_err(|error| blame(context, error))
     })?;
     let root = entry.folder.join("root.tar");
-    Distribution::in_folder(entry.folder, root, online.epoch, key, entry.found)
+    Distribution::in_folder(context, entry.folder, root, online.epoch, key, entry.found)
 }
 
 /// The root of an archive, with more packages installed in it.
@@ -118,16 +132,28 @@ fn with_more(
     let key = Digest::of(inputs.chain(mirror.iter().map(Vec::as_slice)));
     if packages.is_empty() {
         // The mirror has what a container is made of.
-        return Distribution::in_folder(archive.folder.clone(), archive.folder.join("root.tar"), epoch, key, true);
+        return Distribution::in_folder(
+            context,
+            archive.folder.clone(),
+            archive.folder.join("root.tar"),
+            epoch,
+            key,
+            true,
+        );
     }
     let entry = context.cache.get("distribution", &key, |folder| {
-        installing(Chroot::extended(&archive.folder.join("root.tar"), epoch), context, online, packages)
-            .shell(LEFT_OUT)
-            .installed_from(&context.recipe.debian.suite, &folder.join("root.tar"), online.lines())
-            .run()
-            .map_err(|error| blame(context, error))
+        installing(
+            Chroot::extended(context.recipe.architecture, &archive.folder.join("root.tar"), epoch),
+            context,
+            online,
+            packages,
+        )
+        .shell(LEFT_OUT)
+        .installed_from(&context.recipe.debian.suite, &folder.join("root.tar"), online.lines())
+        .run()
+        .map_err(|error| blame(context, error))
     })?;
-    Distribution::in_folder(archive.folder.clone(), entry.folder.join("root.tar"), epoch, key, entry.found)
+    Distribution::in_folder(context, archive.folder.clone(), entry.folder.join("root.tar"), epoch, key, entry.found)
 }
 
 fn installing(chroot: Chroot, context: &Context, online: &Online, packages: &[String]) -> Chroot {

@@ -14,6 +14,7 @@ use super::host::HostError;
 use super::mirror::MirrorError;
 use super::table::TableError;
 use super::tool::ToolError;
+use crate::architecture::Architecture;
 use crate::containers::oci::OciError;
 use crate::image::authenticode::NotPe;
 use crate::image::uki::NotUki;
@@ -119,6 +120,18 @@ pub enum BuildError {
     /// Not our package.
     #[error("{0} is not a package of nemos; give one that `nemos-image package` built")]
     NotOurPackage(PathBuf),
+    /// Our package, for other devices.
+    #[error(
+        "{package} is for {of}, and the image for {architecture}; make one with `nemos-image package --arch {architecture}`"
+    )]
+    OtherArchitecture {
+        /// The package.
+        package: PathBuf,
+        /// Its architecture.
+        of: String,
+        /// The image's.
+        architecture: Architecture,
+    },
     /// More than one kernel, or none.
     #[error("the packages of the recipe bring other than one kernel ({0}); name one linux-image package")]
     Kernels(String),

@@ -9,6 +9,8 @@ use rustix::fs::Mode;
 use rustix::process::geteuid;
 use thiserror::Error;
 
+use crate::architecture::Architecture;
+
 /// Programs that every build runs, and the Debian packages they come in.
 const PROGRAMS: [(&str, &str); 13] = [
     ("mmdebstrap", "mmdebstrap"),
@@ -46,6 +48,21 @@ pub enum HostError {
         env!("CARGO_PKG_RUST_VERSION")
     )]
     NoRust,
+    /// A compiler for other processors only.
+    #[error(
+        "rustc has no standard library for {target}; run: rustup target add {target}, or name a compiler that has it in RUSTC, \
+         or give --package FILE.deb"
+    )]
+    NoStandardLibrary {
+        /// As rustc names it.
+        target: &'static str,
+    },
+    /// Nothing runs the packages' own programs.
+    #[error(
+        "programs for {0} do not run on this host, and installing packages runs some; run: sudo apt-get install \
+         qemu-user-static (if it is there: sudo systemctl restart systemd-binfmt)"
+    )]
+    NoEmulation(Architecture),
     /// An ordinary user without user ids of their own.
     #[error(
         "{user} has no range of user ids in {file}, so a root file system cannot be unpacked without root; \
@@ -98,9 +115,47 @@ pub fn find_program(program: &str) -> Option<PathBuf> {
 }
 
 /// Checks that the package can be built.
-pub fn check_for_package() -> Result<(), HostError> {
+pub fn check_for_package(architecture: Architecture) -> Result<(), HostError> {
     check_programs(&[("dpkg-deb", "dpkg")])?;
-    find_program("cargo").map(drop).ok_or(HostError::NoRust)
+    find_program("cargo").map(drop).ok_or(HostError::NoRust)?;
+    if is_foreign(architecture) {
+        let compiler = cross_compiler(architecture);
+        let package = format!("gcc-{}", architecture.multiarch().replace('_', "-"));
+        check_programs(&[(&compiler, &package), ("mmdebstrap", "mmdebstrap"), ("apt-get", "apt"), ("tar", "tar")])?;
+        check_user()?;
+        check_standard_library(architecture)?;
+    }
+    Ok(())
+}
+
+/// GCC for another architecture.
+pub fn cross_compiler(architecture: Architecture) -> String {
+    format!("{}-gcc", architecture.multiarch())
+}
+
+/// Whether its programs are not this host's own.
+fn is_foreign(architecture: Architecture) -> bool {
+    Architecture::of_host() != Some(architecture)
+}
+
+/// rustc tells where a standard library would be, also of those that are not there.
+fn check_standard_library(architecture: Architecture) -> Result<(), HostError> {
+    let target = architecture.rust_target();
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let told = Command::new(rustc).args(["--print", "target-libdir", "--target", target]).output();
+    let there = told.is_ok_and(|told| Path::new(String::from_utf8_lossy(&told.stdout).trim()).is_dir());
+    if there { Ok(()) } else { Err(HostError::NoStandardLibrary { target }) }
+}
+
+/// Checks that the packages' own programs run, as their installation needs; mmdebstrap asks the same program.
+fn check_emulation(architecture: Architecture) -> Result<(), HostError> {
+    if !is_foreign(architecture) {
+        return Ok(());
+    }
+    check_programs(&[("arch-test", "arch-test")])?;
+    let tested = Command::new("arch-test").arg(architecture.name()).output();
+    let runs = tested.is_ok_and(|tested| tested.status.success());
+    if runs { Ok(()) } else { Err(HostError::NoEmulation(architecture)) }
 }
 
 fn check_programs(wanted: &[(&str, &str)]) -> Result<(), HostError> {
@@ -120,14 +175,15 @@ fn refuse(absent: &[(&str, &str)]) -> Result<(), HostError> {
 }
 
 /// Checks that what is needed to install a root is there, and that an ordinary user can have one.
-pub fn check_for_bootstrap() -> Result<(), HostError> {
+pub fn check_for_bootstrap(architecture: Architecture) -> Result<(), HostError> {
     let installing = ["mmdebstrap", "apt-get", "apt-config", "dpkg-deb", "tar", "zstd"];
     check_programs(&PROGRAMS.into_iter().filter(|(program, _)| installing.contains(program)).collect::<Vec<_>>())?;
+    check_emulation(architecture)?;
     check_user()
 }
 
 /// Checks that all that an image needs is there, and that an ordinary user can have a root file system.
-pub fn check(builds_package: bool, converts: bool) -> Result<(), HostError> {
+pub fn check(architecture: Architecture, builds_package: bool, converts: bool) -> Result<(), HostError> {
     let mut wanted = PROGRAMS.to_vec();
     if converts {
         wanted.push(("qemu-img", "qemu-utils"));
@@ -145,8 +201,9 @@ pub fn check(builds_package: bool, converts: bool) -> Result<(), HostError> {
         absent.push(("Debian's archive keyring", "debian-archive-keyring"));
     }
     refuse(&absent)?;
+    check_emulation(architecture)?;
     if builds_package {
-        check_for_package()?;
+        check_for_package(architecture)?;
     }
     check_user()
 }

@@ -29,6 +29,7 @@ mod package;
 mod progress;
 mod root;
 mod source;
+mod sysroot;
 mod table;
 mod tool;
 mod uki;
@@ -55,7 +56,7 @@ pub(crate) use self::progress::mib;
 use self::root::Root;
 use self::source::Source;
 pub use self::tool::{Tool, ToolError};
-pub use self::uki::REMOVABLE_PATH;
+use crate::architecture::Architecture;
 use crate::image::metadata;
 use crate::keys::Keys;
 use crate::layout::Layout;
@@ -74,6 +75,7 @@ const TEMPORARY_MIB: u64 = 1024;
 #[command(after_help = "Examples:
   nemos-image build
   nemos-image build --recipe mine.toml --qcow2
+  nemos-image build --arch arm64
   nemos-image build --keys keys
   nemos-image bootstrap && nemos-image build --profile bootstrapped")]
 pub struct BuildArgs {
@@ -84,6 +86,10 @@ pub struct BuildArgs {
     /// Recipe to build, from a file
     #[arg(long, value_name = "FILE", conflicts_with = "profile")]
     pub recipe: Option<PathBuf>,
+
+    /// Architecture to build for, instead of the recipe's
+    #[arg(long, value_name = "NAME")]
+    pub arch: Option<Architecture>,
 
     /// Folder for the disk image and the package
     #[arg(long, value_name = "DIR", default_value = "out")]
@@ -158,11 +164,11 @@ pub fn build(args: &BuildArgs) -> Result<PathBuf, BuildError> {
     if args.verbose {
         tool::be_verbose();
     }
-    let (recipe, profile) = choose(&args.profile, args.recipe.as_deref())?;
+    let (recipe, profile) = choose(&args.profile, args.recipe.as_deref(), args.arch)?;
     let progress = Progress::new();
     in_folder(&args.output, || {
         let (_scratch, context) = progress.step("host", || {
-            host::check(args.package.is_none(), args.qcow2)?;
+            host::check(recipe.architecture, args.package.is_none(), args.qcow2)?;
             let keys = args.keys.as_ref().map(|folder| Keys::open(folder, args.sign_with.as_deref())).transpose()?;
             prepare(recipe, profile, &args.output, args.cache.as_deref(), keys)
         })?;
@@ -171,10 +177,20 @@ pub fn build(args: &BuildArgs) -> Result<PathBuf, BuildError> {
 }
 
 /// The recipe, and what is made of it is called.
-fn choose(profile: &str, file: Option<&Path>) -> Result<(Recipe, String), BuildError> {
-    let Some(file) = file else { return Ok((Recipe::shipped(profile)?, profile.to_owned())) };
-    let name = file.file_stem().map_or("image".into(), |stem| stem.to_string_lossy().into_owned());
-    Ok((Recipe::read(file)?, name))
+fn choose(
+    profile: &str,
+    file: Option<&Path>,
+    architecture: Option<Architecture>,
+) -> Result<(Recipe, String), BuildError> {
+    let (recipe, name) = match file {
+        None => (Recipe::shipped(profile, architecture)?, profile.to_owned()),
+        Some(file) => {
+            let name = file.file_stem().map_or("image".into(), |stem| stem.to_string_lossy().into_owned());
+            (Recipe::read(file, architecture)?, name)
+        }
+    };
+    let name = recipe.architecture.image_name(&name);
+    Ok((recipe, name))
 }
 
 /// Does work in a folder that need not be there before, and is not there afterwards if the work fails.
@@ -225,9 +241,10 @@ fn prepare(
 fn make(args: &BuildArgs, context: &Context, progress: &Progress) -> Result<PathBuf, BuildError> {
     let source = Source::find(args, context, progress)?;
     let deb = progress.step("package", || {
+        let architecture = context.recipe.architecture;
         let deb = match &args.package {
-            Some(deb) => package::given(deb)?,
-            None => package::build(&context.scratch, context.epoch)?,
+            Some(deb) => package::given(deb, architecture)?,
+            None => package::build(&context.scratch, context.epoch, architecture, args.mirror.as_deref())?,
         };
         Ok((deb.clone(), describe(&deb, true)?))
     })?;

@@ -13,8 +13,10 @@ use clap::Args;
 use super::disk;
 use super::error::BuildError;
 use super::host;
+use super::sysroot;
 use super::tool::{Tool, ToolError};
 use super::{create_parent, epoch, write};
+use crate::architecture::Architecture;
 
 /// Programs, the packages of cargo that make them, and where they are installed.
 const PROGRAMS: [(&str, &str); 3] = [
@@ -23,6 +25,9 @@ const PROGRAMS: [(&str, &str); 3] = [
     ("nemos-initrd", "usr/lib/nemos/nemos-initrd"),
 ];
 
+/// What cargo makes, in the source.
+const TARGET_FOLDER: &str = "target/package";
+
 /// Where the package has the initrd's program.
 pub const INITRD_PROGRAM: &str = "usr/lib/nemos/nemos-initrd";
 /// What dracut needs of the package.
@@ -30,7 +35,7 @@ pub const DRACUT_PARTS: [&str; 2] = ["usr/lib/dracut/", "usr/share/nemos/dracut/
 
 const CONTROL: &str = "Package: nemos
 Version: @VERSION@
-Architecture: amd64
+Architecture: @ARCHITECTURE@
 Section: admin
 Priority: optional
 Maintainer: nemos developers <nemos@localhost>
@@ -84,23 +89,41 @@ pub struct PackageArgs {
     /// Folder for the package
     #[arg(long, value_name = "DIR", default_value = "out")]
     pub output: PathBuf,
+
+    /// Architecture to compile for [default: the host's]
+    #[arg(long, value_name = "NAME")]
+    pub arch: Option<Architecture>,
+
+    /// Debian mirror of what is compiled against for another architecture, instead of the host's
+    #[arg(long, value_name = "URL")]
+    pub mirror: Option<String>,
 }
 
 /// Builds the package by itself; its path is returned.
 pub fn build_package(args: &PackageArgs) -> Result<PathBuf, BuildError> {
     super::begin()?;
-    host::check_for_package()?;
+    let architecture = args.arch.or_else(Architecture::of_host).unwrap_or_default();
+    host::check_for_package(architecture)?;
     fs::create_dir_all(&args.output).map_err(BuildError::io("making", &args.output))?;
     let scratch = tempfile::Builder::new().prefix(".nemos-image-").tempdir_in(&args.output);
     let scratch = scratch.map_err(BuildError::io("making a folder in", &args.output))?;
-    let package = build(scratch.path(), epoch()?)?;
+    let package = build(&super::absolute(scratch.path())?, epoch()?, architecture, args.mirror.as_deref())?;
     disk::publish(&package, &args.output)
 }
 
 /// Builds the programs of the workspace that the current folder is in, and the package of them.
-pub fn build(scratch: &Path, epoch: u64) -> Result<PathBuf, BuildError> {
+pub fn build(
+    scratch: &Path,
+    epoch: u64,
+    architecture: Architecture,
+    mirror: Option<&str>,
+) -> Result<PathBuf, BuildError> {
     let source = source_tree()?;
-    let programs = compile(&source)?;
+    let cross = match Architecture::of_host() {
+        Some(host) if host == architecture => None,
+        _ => Some(Cross::new(&source, scratch, architecture, mirror)?),
+    };
+    let programs = compile(&source, cross.as_ref())?;
     let version = env!("CARGO_PKG_VERSION");
     let tree = scratch.join("package");
     copy_tree(&source.join("systemd"), &tree)?;
@@ -110,9 +133,9 @@ pub fn build(scratch: &Path, epoch: u64) -> Result<PathBuf, BuildError> {
         create_parent(&to)?;
         fs::copy(compiled, &to).map_err(BuildError::io("copying", &to))?;
     }
-    write_control(&tree, version)?;
+    write_control(&tree, version, architecture)?;
     date(&tree, SystemTime::UNIX_EPOCH + Duration::from_secs(epoch))?;
-    let package = scratch.join(format!("nemos_{version}_amd64.deb"));
+    let package = scratch.join(format!("nemos_{version}_{architecture}.deb"));
     // One thread: how many there are decides where zstd cuts.
     Tool::new("dpkg-deb")
         .env("SOURCE_DATE_EPOCH", epoch.to_string())
@@ -136,9 +159,50 @@ pub fn source_tree() -> Result<PathBuf, BuildError> {
     }
 }
 
+/// What it takes to compile for another architecture: rustc has its standard library, or so the check of the host said.
+struct Cross {
+    architecture: Architecture,
+    sysroot: PathBuf,
+}
+
+impl Cross {
+    fn new(
+        source: &Path,
+        scratch: &Path,
+        architecture: Architecture,
+        mirror: Option<&str>,
+    ) -> Result<Self, BuildError> {
+        let sysroot = sysroot::make(&source.join(TARGET_FOLDER), scratch, architecture, mirror)?;
+        Ok(Cross { architecture, sysroot })
+    }
+
+    /// For rustc.
+    fn flag(&self) -> String {
+        format!("-Clink-arg=--sysroot={}", self.sysroot.display())
+    }
+
+    /// For cargo, and for the build scripts of what we depend on: those that compile C, that ask pkg-config, and that read
+    /// headers.
+    fn environment(&self) -> Vec<(String, String)> {
+        let target = self.architecture.rust_target().replace('-', "_");
+        let compiler = host::cross_compiler(self.architecture);
+        let sysroot = self.sysroot.display();
+        let libraries = format!("{sysroot}/usr/lib/{}/pkgconfig", self.architecture.multiarch());
+        vec![
+            (format!("CARGO_TARGET_{}_LINKER", target.to_uppercase()), compiler.clone()),
+            (format!("CC_{target}"), compiler),
+            (format!("CFLAGS_{target}"), format!("--sysroot={sysroot}")),
+            (format!("PKG_CONFIG_ALLOW_CROSS_{target}"), "1".to_owned()),
+            (format!("PKG_CONFIG_SYSROOT_DIR_{target}"), sysroot.to_string()),
+            (format!("PKG_CONFIG_LIBDIR_{target}"), libraries),
+            (format!("BINDGEN_EXTRA_CLANG_ARGS_{target}"), format!("--sysroot={sysroot}")),
+        ]
+    }
+}
+
 /// Compiles what is the same wherever the source and cargo's own folder are: programs tell the paths of their source in
 /// panics. Flags of the user's own are not taken, for the same reason.
-fn compile(source: &Path) -> Result<BTreeMap<String, PathBuf>, BuildError> {
+fn compile(source: &Path, cross: Option<&Cross>) -> Result<BTreeMap<String, PathBuf>, BuildError> {
     let home = env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = home.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")));
     let home = home.unwrap_or_else(|| PathBuf::from("/nonexistent"));
@@ -146,14 +210,17 @@ fn compile(source: &Path) -> Result<BTreeMap<String, PathBuf>, BuildError> {
         let real = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         [path.to_owned(), real].map(|path| format!("--remap-path-prefix={}={name}", path.display()))
     });
-    let flags: Vec<_> = renamed.collect();
-    let output = Tool::new("cargo")
+    let flags: Vec<_> = renamed.chain(cross.map(Cross::flag)).collect();
+    let environment = cross.map(Cross::environment).unwrap_or_default();
+    let cargo = environment.iter().fold(Tool::new("cargo"), |cargo, (name, value)| cargo.env(name, value));
+    let output = cargo
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
         .args(["build", "--release", "--locked", "--quiet", "--message-format=json-render-diagnostics"])
         .arg("--manifest-path")
         .arg(source.join("Cargo.toml"))
         .arg("--target-dir")
-        .arg(source.join("target/package"))
+        .arg(source.join(TARGET_FOLDER))
+        .args(cross.map(|cross| format!("--target={}", cross.architecture.rust_target())))
         .args(PROGRAMS.iter().flat_map(|(package, _)| ["--package", package]))
         .output()?;
     let messages =
@@ -204,10 +271,11 @@ fn date(path: &Path, time: SystemTime) -> Result<(), BuildError> {
     dated.map_err(BuildError::io("dating", path))
 }
 
-fn write_control(tree: &Path, version: &str) -> Result<(), BuildError> {
+fn write_control(tree: &Path, version: &str, architecture: Architecture) -> Result<(), BuildError> {
     let units = units_to_enable(&tree.join("usr/lib/systemd/system"))?.join(" ");
     let size = (super::size_of_tree(tree)? >> 10).to_string();
     let control = CONTROL.replace("@VERSION@", version).replace("@SIZE@", &size);
+    let control = control.replace("@ARCHITECTURE@", architecture.name());
     let scripts = [("postinst", POSTINST), ("prerm", PRERM), ("postrm", POSTRM)];
     let scripts = scripts.map(|(name, text)| (name, text.replace("@UNITS@", &units), 0o755));
     for (name, text, mode) in [("control", control, 0o644)].into_iter().chain(scripts) {
@@ -236,14 +304,21 @@ fn units_to_enable(folder: &Path) -> Result<Vec<String>, BuildError> {
     Ok(units)
 }
 
-/// A package that was given, if it is one of nemos.
-pub fn given(package: &Path) -> Result<PathBuf, BuildError> {
-    let name = Tool::new("dpkg-deb").arg("--field").arg(package).arg("Package").output();
-    match name {
-        Ok(name) if name.trim_ascii() == b"nemos" => super::absolute(package),
-        Ok(_) | Err(ToolError::Failed { .. }) => Err(BuildError::NotOurPackage(package.to_owned())),
+/// A package that was given, if it is one of nemos for this architecture.
+pub fn given(package: &Path, architecture: Architecture) -> Result<PathBuf, BuildError> {
+    let field = |name: &str| match Tool::new("dpkg-deb").arg("--field").arg(package).arg(name).output() {
+        Ok(value) => Ok(String::from_utf8_lossy(&value).trim().to_owned()),
+        Err(ToolError::Failed { .. }) => Err(BuildError::NotOurPackage(package.to_owned())),
         Err(other) => Err(other.into()),
+    };
+    if field("Package")? != "nemos" {
+        return Err(BuildError::NotOurPackage(package.to_owned()));
     }
+    let of = field("Architecture")?;
+    if of != architecture.name() {
+        return Err(BuildError::OtherArchitecture { package: package.to_owned(), of, architecture });
+    }
+    super::absolute(package)
 }
 
 /// A file of a package.

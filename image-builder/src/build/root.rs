@@ -55,7 +55,8 @@ impl Root {
             .arg(&file)
             .args(["-root-mode", "0755", "-root-time", &epoch])
             .args(["-tar", "-quiet", "-no-progress", "-exit-on-error", "-comp", "zstd", "-Xcompression-level", &level]);
-        configurations::upload(&context.recipe, Chroot::unpacked(&distribution.root, context.epoch))
+        let chroot = Chroot::unpacked(context.recipe.architecture, &distribution.root, context.epoch);
+        configurations::upload(&context.recipe, chroot)
             .upload(deb, "/tmp/nemos.deb")
             .upload(&script, "/tmp/customize.sh")
             .shell(r#"sh "$1/tmp/customize.sh" "$1""#)

@@ -22,9 +22,6 @@ use crate::image::uki::{REQUIRE_SIGNATURES, Uki};
 use crate::image::{authenticode, pcr};
 use crate::keys::{Keys, Purpose, pkcs7};
 
-/// Where firmware looks on a disk that it was told nothing about.
-pub const REMOVABLE_PATH: &str = "EFI/BOOT/BOOTX64.EFI";
-
 /// The command line: what is compared with what, how that is protected, what a signed image asks of the kernel, and the
 /// recipe's words.
 fn command_line(root: &Verified, preloaded: &Verified, policy: OnCorruption, signed: bool, words: &[String]) -> String {
@@ -128,7 +125,12 @@ pub fn make_esp(context: &Context, uki: &Path, size: u64, ids: &Ids) -> Result<P
     let mtools = |program: &str| Tool::new(program).env("SOURCE_DATE_EPOCH", &epoch).env("MTOOLS_SKIP_CHECK", "1");
     mtools("mkfs.vfat").args(["-F", "32", "-n", "UEFI", "--invariant", "-i", &ids.volume_id("esp")]).arg(&esp).run()?;
     mtools("mmd").arg("-i").arg(&esp).args(["::/EFI", "::/EFI/BOOT"]).run()?;
-    mtools("mcopy").args(["-m", "-i"]).arg(&esp).arg(uki).arg(format!("::/{REMOVABLE_PATH}")).run()?;
+    mtools("mcopy")
+        .args(["-m", "-i"])
+        .arg(&esp)
+        .arg(uki)
+        .arg(format!("::/{}", context.recipe.architecture.removable_path()))
+        .run()?;
     Ok(esp)
 }
 

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
+use crate::architecture::Architecture;
 use crate::build::Digest;
 
 /// A blob of an OCI image, by what it hashes to.
@@ -46,11 +47,17 @@ pub struct Image {
 }
 
 impl Image {
-    /// An image of one layer, for the architecture that images are built for.
-    pub fn of_one_layer(name: &str, command: &[String], layer: Layer, created: &str) -> Self {
+    /// An image of one layer.
+    pub fn of_one_layer(
+        name: &str,
+        architecture: Architecture,
+        command: &[String],
+        layer: Layer,
+        created: &str,
+    ) -> Self {
         const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
         let config = json!({
-            "architecture": "amd64",
+            "architecture": architecture.name(),
             "os": "linux",
             "created": created,
             "config": { "Env": [PATH], "Cmd": command },

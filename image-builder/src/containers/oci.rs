@@ -14,6 +14,7 @@ use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
 use super::{Blob, Image, Layer};
+use crate::architecture::Architecture;
 use crate::build::Digest;
 
 /// Longest manifest or configuration that is read; others have megabytes at most.
@@ -44,7 +45,7 @@ pub enum OciError {
         /// The archive.
         path: PathBuf,
         /// What was looked for.
-        architecture: &'static str,
+        architecture: Architecture,
         /// What is there.
         there: String,
     },
@@ -105,20 +106,19 @@ struct RootFs {
     diff_ids: Vec<String>,
 }
 
-/// The architecture that images are built for, as OCI names it.
-const ARCHITECTURE: &str = "amd64";
-
 /// An archive that is open.
 struct Archive<'a> {
     path: &'a Path,
+    /// The architecture of the image that is wanted.
+    wanted: Architecture,
     file: File,
     /// Where each file of it begins, and how long it is.
     files: BTreeMap<String, (u64, u64)>,
 }
 
 /// Reads the image of an archive; its layers are unpacked into `folder`, each a tar archive.
-pub fn read(path: &Path, name: &str, folder: &Path) -> Result<Image, OciError> {
-    let mut archive = Archive::open(path)?;
+pub fn read(path: &Path, name: &str, wanted: Architecture, folder: &Path) -> Result<Image, OciError> {
+    let mut archive = Archive::open(path, wanted)?;
     let index = archive.document("index.json")?;
     let index: Index = archive.parse(&index, "index.json")?;
     let chosen = archive.choose(index)?;
@@ -126,7 +126,7 @@ pub fn read(path: &Path, name: &str, folder: &Path) -> Result<Image, OciError> {
     let parsed: Manifest = archive.parse(&manifest, "its manifest")?;
     let config = archive.blob(&parsed.config)?;
     let Config { architecture, os, rootfs } = archive.parse(&config, "its configuration")?;
-    if (os.as_str(), architecture.as_str()) != ("linux", ARCHITECTURE) {
+    if (os.as_str(), architecture.as_str()) != ("linux", wanted.name()) {
         return Err(archive.other_platform(&[format!("{os} on {architecture}")]));
     }
     if rootfs.diff_ids.len() != parsed.layers.len() || parsed.layers.is_empty() {
@@ -140,7 +140,7 @@ pub fn read(path: &Path, name: &str, folder: &Path) -> Result<Image, OciError> {
 }
 
 impl<'a> Archive<'a> {
-    fn open(path: &'a Path) -> Result<Self, OciError> {
+    fn open(path: &'a Path, wanted: Architecture) -> Result<Self, OciError> {
         let unreadable = |source| OciError::Unreadable { path: path.to_owned(), source };
         let file = File::open(path).map_err(unreadable)?;
         let mut files = BTreeMap::new();
@@ -153,7 +153,7 @@ impl<'a> Archive<'a> {
             Ok::<_, io::Error>(())
         };
         let listed = listed();
-        let archive = Archive { path, file, files };
+        let archive = Archive { path, wanted, file, files };
         listed.map_err(|error| archive.not_oci(&error.to_string()))?;
         Ok(archive)
     }
@@ -163,7 +163,7 @@ impl<'a> Archive<'a> {
     }
 
     fn other_platform(&self, there: &[String]) -> OciError {
-        OciError::Platform { path: self.path.to_owned(), architecture: ARCHITECTURE, there: there.join(", ") }
+        OciError::Platform { path: self.path.to_owned(), architecture: self.wanted, there: there.join(", ") }
     }
 
     fn content(&mut self, name: &str) -> Result<io::Take<&mut File>, OciError> {
@@ -204,7 +204,7 @@ impl<'a> Archive<'a> {
             return Ok(manifests.remove(0));
         }
         let fits = |one: &Descriptor| {
-            one.platform.as_ref().is_some_and(|at| at.os == "linux" && at.architecture == ARCHITECTURE)
+            one.platform.as_ref().is_some_and(|at| at.os == "linux" && at.architecture == self.wanted.name())
         };
         let there: Vec<_> = manifests
             .iter()
@@ -343,7 +343,7 @@ mod tests {
         for gzip in [false, true] {
             let folder = tempfile::tempdir().expect("a temporary folder");
             let path = archive(folder.path(), gzip, |_, content| content);
-            let image = read(&path, "localhost/app:1", folder.path()).expect("an image");
+            let image = read(&path, "localhost/app:1", Architecture::Amd64, folder.path()).expect("an image");
             assert_eq!(std::fs::read(&image.layers[0].tar).expect("its layer"), LAYER);
             assert_eq!(image.layers[0].diff.digest, Digest::of_bytes(LAYER));
             assert_eq!(image.layers[0].blob == image.layers[0].diff, !gzip);
@@ -360,7 +360,9 @@ mod tests {
                 }
                 content
             };
-            let told = read(&archive(folder.path(), false, spoil), "x", folder.path()).expect_err(part).to_string();
+            let told = read(&archive(folder.path(), false, spoil), "x", Architecture::Amd64, folder.path())
+                .expect_err(part)
+                .to_string();
             assert!(told.contains("is damaged"), "{part}: {told}");
         }
     }
@@ -370,8 +372,11 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let text = folder.path().join("text");
         std::fs::write(&text, "not an archive\n".repeat(100)).expect("a file");
-        assert!(matches!(read(&text, "x", folder.path()), Err(OciError::NotOci { .. })));
-        assert!(matches!(read(&folder.path().join("none"), "x", folder.path()), Err(OciError::Unreadable { .. })));
+        assert!(matches!(read(&text, "x", Architecture::Amd64, folder.path()), Err(OciError::NotOci { .. })));
+        assert!(matches!(
+            read(&folder.path().join("none"), "x", Architecture::Amd64, folder.path()),
+            Err(OciError::Unreadable { .. })
+        ));
 
         // Two images, neither of them for us.
         let other = |what: &str, content: Vec<u8>| {
@@ -384,7 +389,9 @@ mod tests {
             index["manifests"] = json!([first, first]);
             index.to_string().into_bytes()
         };
-        let told = read(&archive(folder.path(), false, other), "x", folder.path()).expect_err("for others").to_string();
+        let told = read(&archive(folder.path(), false, other), "x", Architecture::Amd64, folder.path())
+            .expect_err("for others")
+            .to_string();
         assert!(told.contains("no image for linux on amd64, but for linux on arm64"), "{told}");
     }
 }

@@ -199,6 +199,7 @@ impl<W: Write> Store<W> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::architecture::Architecture;
     use crate::containers::Blob;
     use std::io::Read;
 
@@ -254,7 +255,13 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let shared = layer(folder.path(), "shared");
         let image = |name: &str, command: &str| {
-            Image::of_one_layer(name, &[command.to_owned()], shared.clone(), "1970-01-01T00:00:00Z")
+            Image::of_one_layer(
+                name,
+                Architecture::Amd64,
+                &[command.to_owned()],
+                shared.clone(),
+                "1970-01-01T00:00:00Z",
+            )
         };
         let files =
             written(&[image("localhost/a:1", "sh"), image("localhost/b:1", "sh"), image("localhost/c:1", "ls")]);

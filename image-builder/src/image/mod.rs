@@ -19,7 +19,8 @@ use thiserror::Error;
 use uuid::Uuid;
 
 use self::uki::{NotUki, Uki};
-use crate::build::{REMOVABLE_PATH, Tool, ToolError};
+use crate::architecture::Architecture;
+use crate::build::{Tool, ToolError};
 use crate::layout::SECTOR;
 
 /// Why a file is not a disk image that can be looked into.
@@ -65,8 +66,16 @@ pub enum ImageError {
         advice: &'static str,
     },
     /// The file on the ESP.
-    #[error("{REMOVABLE_PATH} on p.UEFI is not a unified kernel image: {0}")]
+    #[error("what firmware starts from p.UEFI is not a unified kernel image: {0}")]
     Uki(#[from] NotUki),
+    /// A file on the ESP that its firmware cannot start.
+    #[error("{path} on p.UEFI is a program for {architecture}, and so for other firmware than looks for that name")]
+    Machine {
+        /// The file.
+        path: &'static str,
+        /// Its architecture.
+        architecture: Architecture,
+    },
 }
 
 /// One of the two copies of a partition table.
@@ -189,18 +198,41 @@ impl Image {
         Ok(bytes)
     }
 
-    /// What the firmware boots.
-    pub fn uki(&self) -> Result<Uki, ImageError> {
+    /// What the disk is for: each firmware looks for a name of its own.
+    pub fn architecture(&self) -> Result<Architecture, ImageError> {
+        let listed = String::from_utf8_lossy(&self.mtools("mdir", "EFI/BOOT")?).into_owned();
+        let named = |architecture: &Architecture| {
+            listed
+                .lines()
+                .any(|file| file.trim_start_matches("::/").eq_ignore_ascii_case(architecture.removable_path()))
+        };
+        let found = Architecture::ALL.into_iter().find(named);
+        found.ok_or_else(|| not_ours(&self.path, "there is nothing on p.UEFI that firmware would start"))
+    }
+
+    /// What a program of mtools tells of a file or a folder on the ESP.
+    fn mtools(&self, program: &str, path: &str) -> Result<Vec<u8>, ImageError> {
         let esp = self.require(Partition::Esp)?;
         let drive = format!("{}@@{}", self.path.display(), esp.start);
-        let read =
-            Tool::new("mtype").env("MTOOLS_SKIP_CHECK", "1").args(["-i", &drive, &format!("::/{REMOVABLE_PATH}")]);
-        let bytes = read.output().map_err(|source| ImageError::Tool {
+        let brief = (program == "mdir").then_some("-b");
+        let tool = Tool::new(program).env("MTOOLS_SKIP_CHECK", "1").args(brief).args(["-i", &drive]);
+        tool.arg(format!("::/{path}")).output().map_err(|source| ImageError::Tool {
             what: "the kernel image on p.UEFI",
             source,
             advice: "is the package mtools installed?",
-        })?;
-        Ok(Uki::parse(bytes)?)
+        })
+    }
+
+    /// What the firmware boots.
+    pub fn uki(&self) -> Result<Uki, ImageError> {
+        let architecture = self.architecture()?;
+        let bytes = self.mtools("mtype", architecture.removable_path())?;
+        let uki = Uki::parse(bytes)?;
+        if uki.architecture != architecture {
+            let path = architecture.removable_path();
+            return Err(ImageError::Machine { path, architecture: uki.architecture });
+        }
+        Ok(uki)
     }
 
     /// A file of the read-only root.

@@ -5,11 +5,12 @@ use std::io::Read;
 
 use nemos_model::integrity::ROOT_SIGNATURE;
 use object::read::pe::PeFile64;
-use object::{Object, ObjectSection};
+use object::{LittleEndian, Object, ObjectSection};
 use thiserror::Error;
 
 use super::authenticode::{self, NotPe};
 use super::pcr;
+use crate::architecture::Architecture;
 use crate::keys::pkcs7::{BadSignature, SignedProgram};
 
 /// Has the kernel refuse a root hash without a signature that it trusts.
@@ -22,6 +23,8 @@ const TAIL: usize = 64 << 10;
 #[derive(Clone, PartialEq, Eq)]
 pub struct Uki {
     bytes: Vec<u8>,
+    /// What it runs on.
+    pub architecture: Architecture,
     /// Its command line.
     pub command_line: String,
     /// The os-release of what it boots.
@@ -41,6 +44,9 @@ pub enum NotUki {
     /// Something else.
     #[error("it has no section {0}")]
     Section(&'static str),
+    /// Of a processor that no image is built for.
+    #[error("it is for a processor of the kind {0:#06x}")]
+    Machine(u16),
 }
 
 /// Why firmware will not believe a signature.
@@ -64,13 +70,16 @@ impl Uki {
     /// Reads the sections.
     pub fn parse(bytes: Vec<u8>) -> Result<Self, NotUki> {
         let file = PeFile64::parse(bytes.as_slice())?;
+        let machine = file.nt_headers().file_header.machine.get(LittleEndian);
+        let known = Architecture::ALL.into_iter().find(|known| known.pe_machine() == machine);
+        let architecture = known.ok_or(NotUki::Machine(machine.0))?;
         let section = |name: &'static str| -> Result<String, NotUki> {
             let text = String::from_utf8_lossy(content(&file, name)?.ok_or(NotUki::Section(name))?);
             Ok(text.trim_end_matches('\0').trim().to_owned())
         };
         let (command_line, os_release) = (section(".cmdline")?, section(".osrel")?);
         let (kernel, pcr_signatures) = (section(".uname").ok(), section(".pcrsig").ok());
-        Ok(Uki { bytes, command_line, os_release, kernel, pcr_signatures })
+        Ok(Uki { bytes, architecture, command_line, os_release, kernel, pcr_signatures })
     }
 
     /// A section's content.
@@ -185,6 +194,19 @@ pub(super) mod tests {
         assert_eq!(uki.field("IMAGE_ID"), Some("nemos-default"));
         assert_eq!(uki.field("IMAGE"), None);
         assert_eq!(uki.kernel, None);
+        assert_eq!(uki.architecture, Architecture::Amd64);
+    }
+
+    #[test]
+    fn the_processor_is_told_by_the_header() {
+        let with_machine = |machine: u16| {
+            let mut file = program(&SECTIONS);
+            file[0x44..0x46].copy_from_slice(&machine.to_le_bytes());
+            Uki::parse(file)
+        };
+        assert_eq!(with_machine(0xaa64).expect("an image").architecture, Architecture::Arm64);
+        let refused = with_machine(0x5064).expect_err("a program for RISC-V");
+        assert_eq!(refused.to_string(), "it is for a processor of the kind 0x5064");
     }
 
     #[test]

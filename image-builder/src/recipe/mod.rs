@@ -20,6 +20,7 @@ use thiserror::Error;
 
 pub use self::written::Place;
 use self::written::{Text, Written};
+use crate::architecture::Architecture;
 
 /// The recipes that the builder carries in itself.
 const SHIPPED: [(&str, &str); 3] = [
@@ -39,6 +40,9 @@ pub struct Recipe {
     pub description: String,
     /// The recipe that this one adds to: a profile's name, or a file.
     pub extends: Option<String>,
+    /// What it is built for, unless the command line says.
+    #[serde(default)]
+    pub architecture: Architecture,
     /// Debian's part is not installed from a mirror, but taken from an archive that was made before.
     pub bootstrap: Option<Bootstrap>,
     /// The distribution.
@@ -331,15 +335,22 @@ struct Head {
     extends: Option<String>,
 }
 
+/// What decides which parts of a recipe count.
+#[derive(Deserialize)]
+struct Target {
+    #[serde(default)]
+    architecture: Architecture,
+}
+
 impl Recipe {
-    /// One of the recipes that the builder carries in itself.
-    pub fn shipped(profile: &str) -> Result<Self, RecipeError> {
-        Recipe::parse(shipped(profile)?)
+    /// One of the recipes that the builder carries in itself, for its own architecture or for this one.
+    pub fn shipped(profile: &str, architecture: Option<Architecture>) -> Result<Self, RecipeError> {
+        Recipe::parse(shipped(profile)?, architecture)
     }
 
-    /// A recipe from a file.
-    pub fn read(path: &Path) -> Result<Self, RecipeError> {
-        Recipe::parse(text_of(path)?)
+    /// A recipe from a file, for its own architecture or for this one.
+    pub fn read(path: &Path, architecture: Option<Architecture>) -> Result<Self, RecipeError> {
+        Recipe::parse(text_of(path)?, architecture)
     }
 
     /// All that is written in it, and in those that it extends.
@@ -364,7 +375,7 @@ impl Recipe {
         None
     }
 
-    fn parse(text: Text) -> Result<Self, RecipeError> {
+    fn parse(text: Text, architecture: Option<Architecture>) -> Result<Self, RecipeError> {
         let mut texts = vec![text];
         while let Some(extended) = extended(&texts[0])? {
             if texts.len() == MOST_TEXTS || texts.iter().any(|text| text.origin == extended.origin) {
@@ -373,7 +384,21 @@ impl Recipe {
             texts.insert(0, extended);
         }
         let written = Written::new(texts);
+        let architecture = match architecture {
+            Some(architecture) => architecture,
+            None => written.read::<Target>()?.architecture,
+        };
+        // What is said for another architecture has to be right too: mistakes are found before it is built.
+        for other in Architecture::ALL {
+            Recipe::of(written.clone(), other)?;
+        }
+        Recipe::of(written, architecture)
+    }
+
+    fn of(written: Written, architecture: Architecture) -> Result<Self, RecipeError> {
+        let written = written.built_for(architecture);
         let mut recipe: Recipe = written.read()?;
+        recipe.architecture = architecture;
         check::check(&recipe)
             .map_err(|fault| RecipeError::Malformed { place: written.place(&fault.way), message: fault.what })?;
         recipe.resolve(&written);

@@ -3,7 +3,12 @@
 use super::*;
 
 fn parse(text: &str) -> Result<Recipe, RecipeError> {
-    Recipe::parse(Text { origin: "my.toml".to_owned(), content: text.to_owned(), folder: Some("/recipes".into()) })
+    parse_for(text, None)
+}
+
+fn parse_for(text: &str, architecture: Option<Architecture>) -> Result<Recipe, RecipeError> {
+    let text = Text { origin: "my.toml".to_owned(), content: text.to_owned(), folder: Some("/recipes".into()) };
+    Recipe::parse(text, architecture)
 }
 
 fn refusal(text: &str) -> String {
@@ -18,15 +23,19 @@ fn own(lines: &str) -> String {
 #[test]
 fn every_shipped_recipe_is_sound() {
     for (profile, _) in SHIPPED {
-        let recipe = Recipe::shipped(profile).expect(profile);
-        assert!(recipe.debian.packages.iter().any(|package| package == "podman"), "{profile}");
-        assert_eq!(recipe.bootstrap.is_some(), profile != "default", "{profile}");
+        for architecture in Architecture::ALL {
+            let recipe = Recipe::shipped(profile, Some(architecture)).expect(profile);
+            let kernels = recipe.debian.packages.iter().filter(|package| package.starts_with("linux-image-"));
+            assert_eq!(kernels.collect::<Vec<_>>(), [&format!("linux-image-cloud-{architecture}")], "{profile}");
+            assert!(recipe.debian.packages.iter().any(|package| package == "podman"), "{profile}");
+            assert_eq!(recipe.bootstrap.is_some(), profile != "default", "{profile}");
+        }
     }
 }
 
 #[test]
 fn an_unknown_profile_is_told_the_known_ones() {
-    let told = Recipe::shipped("defualt").expect_err("no such profile").to_string();
+    let told = Recipe::shipped("defualt", None).expect_err("no such profile").to_string();
     assert_eq!(told, "there is no profile `defualt`; the profiles are: default, bootstrapped, development");
 }
 
@@ -45,7 +54,7 @@ fn a_recipe_adds_to_the_one_that_it_extends() {
         sha256 = "0000000000000000000000000000000000000000000000000000000000000000"
         "#))
     .expect("a recipe");
-    let default = Recipe::shipped("default").expect("the default recipe");
+    let default = Recipe::shipped("default", None).expect("the default recipe");
     assert_eq!(recipe.description, "mine");
     assert_eq!(recipe.debian.packages, [default.debian.packages, vec!["vim".to_owned()]].concat());
     assert_eq!(recipe.partitions_mib.of(Partition::Home), Some(700));
@@ -56,19 +65,46 @@ fn a_recipe_adds_to_the_one_that_it_extends() {
 }
 
 #[test]
+fn what_is_said_for_one_architecture_counts_for_that_one() {
+    let text = own(r#"
+        architecture = "arm64"
+        [partitions-mib]
+        home = 300
+        [arm64.partitions-mib]
+        home = 400
+        [arm64.debian]
+        packages = ["pi-bluetooth"]
+        [amd64.debian]
+        packages = ["intel-microcode"]
+        "#);
+    let has = |recipe: &Recipe, name: &str| recipe.debian.packages.iter().any(|package| package == name);
+    let own = parse(&text).expect("a recipe");
+    assert_eq!((own.architecture, own.partitions_mib.of(Partition::Home)), (Architecture::Arm64, Some(400)));
+    assert!(has(&own, "pi-bluetooth") && !has(&own, "intel-microcode") && has(&own, "podman"));
+    assert_eq!(own.kernel.command_line[..2], ["console=tty0", "console=ttyAMA0"]);
+
+    let other = parse_for(&text, Some(Architecture::Amd64)).expect("a recipe");
+    assert_eq!((other.architecture, other.partitions_mib.of(Partition::Home)), (Architecture::Amd64, Some(300)));
+    assert!(has(&other, "intel-microcode") && !has(&other, "pi-bluetooth"));
+    assert_eq!(other.kernel.command_line[..2], ["console=tty0", "console=ttyS0"]);
+    let told = own.blame_package("pi-bluetooth").expect("it is named").to_string();
+    assert_eq!(told, "my.toml, line 10: there is no package `pi-bluetooth` in trixie");
+}
+
+#[test]
 fn a_recipe_may_extend_a_file_and_none_extends_itself() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).expect("a file");
     write("base.toml", &own("[partitions-mib]\nhome = 300"));
     write("mine.toml", "description = \"mine\"\nextends = \"base.toml\"\n");
-    let mine = Recipe::read(&folder.path().join("mine.toml")).expect("a recipe");
+    let mine = Recipe::read(&folder.path().join("mine.toml"), None).expect("a recipe");
     assert_eq!(mine.partitions_mib.of(Partition::Home), Some(300));
 
     let told = refusal("description = \"mine\"\nextends = \"defualt\"\n");
     assert!(told.starts_with("my.toml, line 2: there is no profile `defualt`"), "{told}");
 
     write("base.toml", "description = \"base\"\nextends = \"mine.toml\"\n");
-    let told = Recipe::read(&folder.path().join("mine.toml")).expect_err("a circle").to_string();
+    let told = Recipe::read(&folder.path().join("mine.toml"), None).expect_err("a circle").to_string();
     assert!(told.ends_with("and so on in a circle"), "{told}");
 }
 
@@ -131,6 +167,12 @@ fn a_mistake_is_found_by_its_line() {
         ("[verity]\nfec-roots = 1", "my.toml, line 4: fec-roots is 0 for no parity, or 2 to 24, not 1"),
         ("[units]\nenable = [\"a b\"]", "my.toml, line 4: `a b`: one word was expected"),
         ("[bootstrap]\nsha256 = \"12\"", "my.toml, line 4: `12`: a SHA-256 has 64 hexadecimal digits"),
+        ("architecture = \"riscv64\"", "my.toml, line 3: unknown variant `riscv64`, expected `amd64` or `arm64`"),
+        ("[riscv64.debian]\npackages = [\"vim\"]", "my.toml, line 3: unknown field `riscv64`"),
+        ("[arm64]\nextends = \"default\"", "my.toml, line 4: `extends` is not said for one architecture only"),
+        // Whichever is built.
+        ("[arm64.squashfs]\nzstd-level = 23", "my.toml, line 4: zstd has the levels 1 to 22, not 23"),
+        ("[amd64.debian]\npackages = [\"Vim\"]", "my.toml, line 4: `Vim`: names of packages are"),
         ("[debian", "my.toml, line 3: "),
     ];
     for (lines, expected) in cases {

@@ -1,5 +1,6 @@
 //! A recipe as it is written: a text, and those that it extends. They are merged into one document in which every value still
-//! knows its line: the texts are thought of as one behind the other, and a place is an offset into all of it.
+//! knows its line: the texts are thought of as one behind the other, and a place is an offset into all of it. What they say for
+//! one architecture only, in a table of its name, is merged into that then, or left out.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -9,6 +10,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue, Deserializer};
 
 use super::RecipeError;
+use crate::architecture::Architecture;
 
 /// A text, and what it is called in errors.
 #[derive(Debug, Clone)]
@@ -27,6 +29,7 @@ pub struct Written {
     texts: Vec<Text>,
     /// Each with the length of all before it in front, as spaces.
     padded: Vec<String>,
+    architecture: Option<Architecture>,
 }
 
 /// A line of a text.
@@ -53,7 +56,12 @@ impl Written {
             padded.push(" ".repeat(before) + &text.content);
             before += text.content.len();
         }
-        Written { texts, padded }
+        Written { texts, padded, architecture: None }
+    }
+
+    /// With what is said for this architecture in its place, and without what is said for others.
+    pub fn built_for(self, architecture: Architecture) -> Self {
+        Written { architecture: Some(architecture), ..self }
     }
 
     /// All of it.
@@ -84,9 +92,40 @@ impl Written {
         let mut tables = self.padded.iter().map(|text| DeTable::parse(text).map_err(|error| self.malformed(&error)));
         let mut merged = tables.next().unwrap_or_else(|| Ok(Spanned::new(0..0, DeTable::new())))?;
         for table in tables {
-            merge(merged.get_mut(), table?.into_inner());
+            merge(merged.get_mut(), table?.into_inner(), Lists::Behind);
+        }
+        if let Some(chosen) = self.architecture {
+            for known in Architecture::ALL {
+                let own = self.take_own(merged.get_mut(), known)?;
+                if known == chosen {
+                    merge(merged.get_mut(), own, Lists::InFront);
+                }
+            }
         }
         Ok(merged)
+    }
+
+    /// What is said for one architecture only.
+    fn take_own<'text>(
+        &self,
+        merged: &mut DeTable<'text>,
+        architecture: Architecture,
+    ) -> Result<DeTable<'text>, RecipeError> {
+        const FOR_ALL: [&str; 2] = ["architecture", "extends"];
+        let name = architecture.name();
+        let own = match merged.get_mut(name).map(Spanned::get_mut) {
+            Some(DeValue::Table(own)) => std::mem::take(own),
+            // Whoever reads the rest refuses the name.
+            _ => return Ok(DeTable::new()),
+        };
+        merged.remove(name);
+        match own.keys().find(|key| FOR_ALL.contains(&key.get_ref().as_ref())) {
+            Some(key) => {
+                let message = format!("`{}` is not said for one architecture only", key.get_ref());
+                Err(RecipeError::Malformed { place: self.locate(key.span().start).1, message })
+            }
+            None => Ok(own),
+        }
     }
 
     fn malformed(&self, error: &toml::de::Error) -> RecipeError {
@@ -128,18 +167,29 @@ impl Written {
     }
 }
 
+/// Where a list goes that is joined to another one.
+#[derive(Clone, Copy)]
+enum Lists {
+    Behind,
+    InFront,
+}
+
 /// Tables are merged key by key, lists are joined, and all else is said by who says it last.
-fn merge<'text>(below: &mut DeTable<'text>, above: DeTable<'text>) {
+fn merge<'text>(below: &mut DeTable<'text>, above: DeTable<'text>, lists: Lists) {
     for (key, value) in above {
         match (below.get_mut(key.get_ref().as_ref()).map(Spanned::get_mut), value) {
             (Some(DeValue::Table(below)), value) if value.get_ref().is_table() => {
                 if let DeValue::Table(above) = value.into_inner() {
-                    merge(below, above);
+                    merge(below, above, lists);
                 }
             }
             (Some(DeValue::Array(below)), value) if value.get_ref().is_array() => {
                 if let DeValue::Array(above) = value.into_inner() {
+                    let added = above.len();
                     above.into_iter().for_each(|item| below.push(item));
+                    if let Lists::InFront = lists {
+                        below.rotate_right(added);
+                    }
                 }
             }
             (_, value) => {

@@ -49,6 +49,10 @@ pub(super) fn check(image: &Image, uki: &Uki, disk: &Path) -> Result<String, Unt
     if !identity(&own) {
         return differs(FILE, "image");
     }
+    // Manifests of older images do not say it.
+    if own.architecture.as_ref().is_some_and(|said| said != uki.architecture.name()) {
+        return differs(FILE, "architecture");
+    }
     if sorted(own.packages.clone()) != sorted(installed(&status)) {
         return differs(FILE, "list of packages");
     }

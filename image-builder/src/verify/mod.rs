@@ -109,7 +109,7 @@ pub fn verify(args: &VerifyArgs, mut tell: impl FnMut(String)) -> Result<bool, V
         Ok(uki) => {
             let root_hash = root_hash(&uki);
             let known = root_hash.as_ref().ok().copied();
-            told("kernel image", root_hash.map(|hash| format!("asks for root hash {hash}")));
+            told("kernel image", root_hash.map(|hash| format!("for {}, asks for root hash {hash}", uki.architecture)));
             told("kernel image signature", trust::kernel_image(&uki, &expected));
             told("PCR 11", trust::measurement(&uki, &expected));
             told("preloaded containers", preloaded(&image, &uki));

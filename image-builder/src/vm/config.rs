@@ -10,10 +10,13 @@ use super::error::VmError;
 use super::guest;
 use super::host::Host;
 use super::variables;
+use crate::architecture::Architecture;
 
 /// A machine to be started.
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// Its processors.
+    pub architecture: Architecture,
     /// Its disk.
     pub disk: Disk,
     /// Whether what it writes is forgotten, and its disk's file not touched.
@@ -75,9 +78,10 @@ pub(super) enum Front<'a> {
 pub(super) const CONSOLE_SOCKET: &str = "console";
 
 impl Config {
-    /// A machine with this disk, 2 processors and 1 GiB, which boots by EFI.
+    /// A PC with this disk, 2 processors and 1 GiB, which boots by EFI.
     pub fn new(disk: Disk) -> Self {
         Config {
+            architecture: Architecture::default(),
             disk,
             snapshot: false,
             tpm: None,
@@ -96,7 +100,7 @@ impl Config {
     /// Boots only what is signed with keys whose certificates are in the folder `keys`; the firmware's variables are written
     /// to `variables`, which must stay as long as the machine runs.
     pub fn secure_boot(self, keys: &Path, variables: PathBuf) -> Result<Self, VmError> {
-        variables::enroll(&Host::find()?.firmware_vars, keys, &variables)?;
+        variables::enroll(&Host::find(self.architecture)?.firmware_vars, keys, &variables)?;
         Ok(Config { boot: Boot::SecureFirmware { variables }, ..self })
     }
 
@@ -106,11 +110,9 @@ impl Config {
     pub(super) fn arguments(&self, host: &Host, front: Front<'_>, tpm: Option<&Path>) -> Vec<OsString> {
         let mut arguments = Arguments::default();
         arguments.flag("-nodefaults").flag("-no-user-config");
-        // Secure Boot's variables are kept from the system by the processor's system management mode.
-        let smm = if matches!(self.boot, Boot::SecureFirmware { .. }) { ",smm=on" } else { "" };
-        // Without what nobody uses: every boot would load drivers for it.
-        arguments.option("-machine", format!("q35,sata=off,smbus=off,vmport=off{smm}"));
-        arguments.option("-accel", host.accelerator.name()).option("-cpu", host.accelerator.cpu());
+        arguments.option("-machine", self.machine());
+        arguments.option("-accel", host.accelerator.name());
+        arguments.option("-cpu", host.accelerator.cpu(self.architecture));
         arguments.option("-smp", self.cpus.to_string()).option("-m", format!("{}M", self.memory));
         arguments.option("-display", "none").option("-device", "virtio-rng-pci");
         arguments.option("-netdev", "user,id=net").option("-device", "virtio-net-pci,netdev=net,romfile=");
@@ -124,7 +126,13 @@ impl Config {
         }
         if let Some(socket) = tpm {
             arguments.paths("-chardev", "socket,id=tpm", &[("path", socket)]);
-            arguments.option("-tpmdev", "emulator,id=tpm,chardev=tpm").option("-device", "tpm-crb,tpmdev=tpm");
+            let device = match self.architecture {
+                Architecture::Amd64 => "tpm-crb",
+                Architecture::Arm64 => "tpm-tis-device",
+            };
+            arguments
+                .option("-tpmdev", "emulator,id=tpm,chardev=tpm")
+                .option("-device", format!("{device},tpmdev=tpm"));
         }
         match front {
             Front::Terminal => {
@@ -135,6 +143,16 @@ impl Config {
         arguments.0
     }
 
+    fn machine(&self) -> &'static str {
+        match (self.architecture, &self.boot) {
+            // Secure Boot's variables are kept from the system by the processor's system management mode.
+            (Architecture::Amd64, Boot::SecureFirmware { .. }) => "q35,sata=off,smbus=off,vmport=off,smm=on",
+            // Without what nobody uses: every boot would load drivers for it.
+            (Architecture::Amd64, _) => "q35,sata=off,smbus=off,vmport=off",
+            (Architecture::Arm64, _) => "virt,gic-version=max",
+        }
+    }
+
     fn boot_arguments(&self, host: &Host, arguments: &mut Arguments) {
         match &self.boot {
             Boot::Firmware => {
@@ -143,8 +161,11 @@ impl Config {
                 arguments.paths("-drive", "if=pflash,unit=1,format=raw,snapshot=on", &[("file", &host.firmware_vars)]);
             }
             Boot::SecureFirmware { variables } => {
-                arguments.option("-global", "driver=cfi.pflash01,property=secure,value=on");
-                arguments.option("-global", "ICH9-LPC.disable_s3=1");
+                // Where there is such a mode. QEMU's other machines keep the variables from nobody.
+                if self.architecture == Architecture::Amd64 {
+                    arguments.option("-global", "driver=cfi.pflash01,property=secure,value=on");
+                    arguments.option("-global", "ICH9-LPC.disable_s3=1");
+                }
                 let code = &host.secure_firmware_code;
                 arguments.paths("-drive", "if=pflash,unit=0,format=raw,readonly=on", &[("file", code)]);
                 arguments.paths("-drive", "if=pflash,unit=1,format=raw,snapshot=on", &[("file", variables)]);
@@ -269,6 +290,15 @@ mod tests {
         assert!(arguments.contains(",smm=on ") && arguments.contains("property=secure,value=on"));
         assert!(arguments.contains("file=secure-code.fd") && arguments.contains("file=mine.fd"));
         assert!(!arguments.contains("vars.fd") && arguments.contains("bootindex=0"));
+    }
+
+    #[test]
+    fn an_arm_machine_has_nothing_of_a_pc() {
+        let boot = Boot::SecureFirmware { variables: "mine.fd".into() };
+        let arm = Config { architecture: Architecture::Arm64, boot, ..config() };
+        let told = arguments(&arm, Front::Terminal);
+        assert!(told.contains("-machine virt,gic-version=max ") && told.contains("file=secure-code.fd"), "{told}");
+        assert!(!told.contains("q35") && !told.contains("smm") && !told.contains("la57"), "{told}");
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub enum VmError {
     #[error(transparent)]
     Keys(#[from] KeyError),
     /// The firmware's store is not as OVMF has it.
-    #[error("{0} is not an empty store of variables as OVMF has it: is the package ovmf as Debian made it?")]
+    #[error("{0} is not an empty store of variables as EDK2 has it: is the package of the firmware as Debian made it?")]
     Firmware(PathBuf),
     /// The disk cannot be used.
     #[error(transparent)]
@@ -116,7 +116,8 @@ impl VmError {
             return VmError::InUse(disk.to_owned());
         }
         let first = said.lines().next().unwrap_or("it does not say why");
-        VmError::NotStarted(first.trim_start_matches("qemu-system-x86_64: ").to_owned())
+        let said = first.split_once(": ").filter(|(program, _)| program.starts_with("qemu-system-"));
+        VmError::NotStarted(said.map_or(first, |(_, said)| said).to_owned())
     }
 }
 

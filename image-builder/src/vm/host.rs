@@ -6,13 +6,40 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::error::VmError;
+use crate::architecture::Architecture;
 
-const QEMU: &str = "qemu-system-x86_64";
 const SWTPM: &str = "swtpm";
-const OVMF_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
-/// The build that keeps its variables from the system, as Secure Boot needs.
-const OVMF_SECURE_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd";
-const OVMF_VARS: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
+
+/// What runs machines of one architecture, and the packages that have it.
+struct Parts {
+    qemu: (&'static str, &'static str),
+    firmware: &'static str,
+    code: &'static str,
+    /// The build that asks for signatures; on a PC, it keeps its variables from the system too.
+    secure_code: &'static str,
+    vars: &'static str,
+}
+
+impl Parts {
+    const fn of(architecture: Architecture) -> Self {
+        match architecture {
+            Architecture::Amd64 => Parts {
+                qemu: ("qemu-system-x86_64", "qemu-system-x86"),
+                firmware: "ovmf",
+                code: "/usr/share/OVMF/OVMF_CODE_4M.fd",
+                secure_code: "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd",
+                vars: "/usr/share/OVMF/OVMF_VARS_4M.fd",
+            },
+            Architecture::Arm64 => Parts {
+                qemu: ("qemu-system-aarch64", "qemu-system-arm"),
+                firmware: "qemu-efi-aarch64",
+                code: "/usr/share/AAVMF/AAVMF_CODE.fd",
+                secure_code: "/usr/share/AAVMF/AAVMF_CODE.ms.fd",
+                vars: "/usr/share/AAVMF/AAVMF_VARS.fd",
+            },
+        }
+    }
+}
 
 /// QEMU, its firmware, and how fast it can be.
 #[derive(Debug, Clone)]
@@ -44,28 +71,36 @@ impl Accelerator {
     }
 
     /// The processor that a machine has. To emulate a fifth level of page tables takes time, and nothing needs it.
-    pub(super) const fn cpu(self) -> &'static str {
-        match self {
-            Accelerator::Kvm => "max",
-            Accelerator::Tcg => "max,la57=off",
+    /// The cipher that signs pointers is slow to emulate; QEMU has one that is not.
+    pub(super) const fn cpu(self, architecture: Architecture) -> &'static str {
+        match (self, architecture) {
+            (Accelerator::Kvm, _) => "max",
+            (Accelerator::Tcg, Architecture::Amd64) => "max,la57=off",
+            (Accelerator::Tcg, Architecture::Arm64) => "max,pauth-impdef=on",
         }
     }
 }
 
 impl Host {
     /// Looks for everything that a machine needs.
-    pub fn find() -> Result<Self, VmError> {
-        let qemu =
-            in_path(QEMU).ok_or_else(|| VmError::Missing { what: QEMU.to_owned(), package: "qemu-system-x86" })?;
+    pub fn find(architecture: Architecture) -> Result<Self, VmError> {
+        let parts = Parts::of(architecture);
+        let (program, package) = parts.qemu;
+        let qemu = in_path(program).ok_or_else(|| VmError::Missing { what: program.to_owned(), package })?;
         let firmware = |path: &str| match Path::new(path) {
             path if path.is_file() => Ok(path.to_owned()),
-            path => Err(VmError::Missing { what: path.display().to_string(), package: "ovmf" }),
+            path => Err(VmError::Missing { what: path.display().to_string(), package: parts.firmware }),
         };
         Ok(Host {
-            firmware_code: firmware(OVMF_CODE)?,
-            secure_firmware_code: firmware(OVMF_SECURE_CODE)?,
-            firmware_vars: firmware(OVMF_VARS)?,
-            accelerator: if kvm_works(&qemu) { Accelerator::Kvm } else { Accelerator::Tcg },
+            firmware_code: firmware(parts.code)?,
+            secure_firmware_code: firmware(parts.secure_code)?,
+            firmware_vars: firmware(parts.vars)?,
+            // It runs the instructions of this machine's own processor.
+            accelerator: if Architecture::of_host() == Some(architecture) && kvm_works(&qemu, architecture) {
+                Accelerator::Kvm
+            } else {
+                Accelerator::Tcg
+            },
             qemu,
         })
     }
@@ -97,12 +132,16 @@ fn in_path(program: &str) -> Option<PathBuf> {
 /// Whether QEMU can make a virtual processor with KVM.
 ///
 /// That `/dev/kvm` opens is not enough: inside of some virtual machines it opens, and QEMU then aborts.
-fn kvm_works(qemu: &Path) -> bool {
+fn kvm_works(qemu: &Path, architecture: Architecture) -> bool {
     if OpenOptions::new().read(true).write(true).open("/dev/kvm").is_err() {
         return false;
     }
+    let machine = match architecture {
+        Architecture::Amd64 => "q35",
+        Architecture::Arm64 => "virt,gic-version=max",
+    };
     let probe = Command::new(qemu)
-        .args(["-nodefaults", "-no-user-config", "-display", "none", "-machine", "q35", "-S"])
+        .args(["-nodefaults", "-no-user-config", "-display", "none", "-machine", machine, "-S"])
         .args(["-accel", Accelerator::Kvm.name(), "-cpu", "max", "-monitor", "stdio"])
         .stdin(Stdio::piped())
         .stdout(Stdio::null())

@@ -55,7 +55,7 @@ impl Machine {
     /// Switches a machine on. It has not booted when this returns; one that resumes goes on where it was. It is switched
     /// off when the calling thread ends.
     pub fn start(config: &Config) -> Result<Self, VmError> {
-        let host = Host::find()?;
+        let host = Host::find(config.architecture)?;
         let sockets = tempfile::tempdir().map_err(io("make a temporary folder"))?;
         let complaints = tempfile::tempfile().map_err(io("make a temporary file"))?;
         let tpm = config.tpm.as_deref().map(|state| Tpm::start(state, config.snapshot)).transpose()?;

@@ -10,7 +10,7 @@ use super::tpm::Tpm;
 
 /// Boots a machine with its console on this terminal, and returns when it is off.
 pub fn attach(config: &Config) -> Result<(), VmError> {
-    let host = Host::find()?;
+    let host = Host::find(config.architecture)?;
     let mut tpm = config.tpm.as_deref().map(|state| Tpm::start(state, config.snapshot)).transpose()?;
     let socket = tpm.as_ref().map(Tpm::socket);
     eprintln!("nemos-image: the machine's console follows; Ctrl-A X switches it off, Ctrl-A H tells of other keys");

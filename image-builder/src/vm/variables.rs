@@ -101,13 +101,15 @@ fn word(number: usize) -> [u8; 4] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::architecture::Architecture;
     use crate::keys::tests::folder;
     use crate::vm::host::Host;
 
     #[test]
     fn the_variables_stand_where_the_firmware_looks() {
         let scratch = tempfile::tempdir().expect("a temporary folder");
-        let (empty, enrolled) = (Host::find().expect("firmware").firmware_vars, scratch.path().join("vars"));
+        let (empty, enrolled) =
+            (Host::find(Architecture::Amd64).expect("firmware").firmware_vars, scratch.path().join("vars"));
         enroll(&empty, folder(), &enrolled).expect("enrolled");
         let (before, after) = (fs::read(&empty).expect("the empty store"), fs::read(&enrolled).expect("the store"));
         assert_eq!(before.len(), after.len());
