@@ -28,8 +28,11 @@ installkernel() {
         sha256 sha256-ssse3 sha512 crypto_null cryptd \
         af_alg algif_aead algif_skcipher algif_hash algif_rng
 
+    # Those of them that use an ARM processor's own instructions; and its TPM, which is built into the kernels of PCs.
+    hostonly='' instmods -s aes-ce-blk aes-neon-blk sha2-ce sha256-arm64 sha512-arm64 tpm_tis
+
     # A device that hangs in its initrd must come back by itself.
-    hostonly='' instmods -s i6300esb iTCO_wdt softdog
+    hostonly='' instmods -s i6300esb iTCO_wdt sbsa_gwdt softdog
 
     # Unpacked once, here, instead of one by one at each boot: the initrd is compressed as a whole.
     local unpack
