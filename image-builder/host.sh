@@ -6,6 +6,8 @@ compile_packages=(gcc git libc6-dev libblkid-dev libclang-dev libcryptsetup-dev 
 # What `nemos-image build` and `nemos-image run` run.
 image_packages=(cryptsetup-bin debian-archive-keyring dosfstools e2fsprogs mmdebstrap mtools ovmf python3
                 python3-pefile qemu-system-x86 qemu-utils squashfs-tools swtpm uidmap zstd)
+# What both need besides for arm64: another architecture's programs are compiled, run and booted. tests/arm64.sh takes them.
+arm64_packages=(arch-test gcc-aarch64-linux-gnu qemu-efi-aarch64 qemu-system-arm qemu-user-static)
 # What the tests run besides.
 test_packages=(dbus dmsetup fdisk gdisk kmod mount openssl shellcheck tpm2-tools user-mode-linux xfsprogs)
 
@@ -39,7 +41,7 @@ missing_packages() {
         version=$(installed_version "$package")
         if [ -z "$version" ]; then
             echo "$package"
-        elif [ "$package" = qemu-system-x86 ] && dpkg --compare-versions "$version" lt "$qemu_least"; then
+        elif [[ "$package" = qemu-system-* ]] && dpkg --compare-versions "$version" lt "$qemu_least"; then
             echo "$package"
         fi
     done
@@ -159,7 +161,8 @@ as_builder() (
 
 # Builds the image of the checkout that the current folder is in, and leaves it in the builder's folder. Whoever calls
 # compiles, since a Rust toolchain is a user's own; all else is done by the builder. $1 is the profile that the builder is
-# compiled with, `dev` or `release`; more arguments are for `nemos-image build`.
+# compiled with, `dev` or `release`; more arguments are for `nemos-image build`. NEMOS_ARCH is what it is built for, amd64 if
+# nobody says; NEMOS_RUSTC compiles for it, if the usual compiler cannot.
 build_image() (
     set -o errexit
     folder=$(builder_folder)
@@ -169,12 +172,15 @@ build_image() (
     shift
     cargo build --quiet --locked --workspace --bin nemos-image --profile "$profile"
     install -D --target-directory "$folder/bin" "${CARGO_TARGET_DIR:-target}/${profile/#dev/debug}/nemos-image"
+    architecture=${NEMOS_ARCH:-amd64}
+    package=nemos.deb
+    [ "$architecture" = amd64 ] || package=nemos-$architecture.deb
     packages=$(mktemp --directory)
     trap 'rm --recursive --force "$packages"' EXIT
-    "$folder/bin/nemos-image" package --output "$packages"
-    install --mode 644 "$packages"/nemos_*.deb "$folder/nemos.deb"
+    RUSTC=${NEMOS_RUSTC:-${RUSTC:-rustc}} "$folder/bin/nemos-image" package --arch "$architecture" --output "$packages"
+    install --mode 644 "$packages"/nemos_*.deb "$folder/$package"
     SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)} \
-        as_builder bin/nemos-image build --package nemos.deb --output out --cache cache "$@"
+        as_builder bin/nemos-image build --arch "$architecture" --package "$package" --output out --cache cache "$@"
 )
 
 # Builds the image that build_image left the package of again: signed with keys for development, and with the root hash
@@ -193,3 +199,16 @@ build_signed_images() (
             --output "signed/${image%:*}" --keys "signed/${image#*:}"
     done
 )
+
+# Boots a disk, whose file stays as it is, and prints name, type, place and state of each layer of its storage, and on stderr
+# what its health has found. More arguments are for `nemos-image run`.
+storage_layers() {
+    "$(builder_folder)/bin/nemos-image" run --snapshot "$@" -- nemosctl status --json | /usr/bin/python3 -c '
+import json, sys
+status = json.load(sys.stdin)
+for layer in status["storage"]:
+    print(*(layer[word] for word in ("name", "kind", "on", "state")))
+for finding in status["findings"]:
+    print(finding["message"], file=sys.stderr)
+'
+}

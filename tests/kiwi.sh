@@ -94,19 +94,8 @@ if [ "$(cat "$folder/out/status" 2>/dev/null)" != 0 ]; then
 fi
 
 say 'the image, booted'
-# Prints name, type, place and state of each layer.
-layers() {
-    "$first/bin/nemos-image" run --snapshot "$1" -- nemosctl status --json | /usr/bin/python3 -c '
-import json, sys
-status = json.load(sys.stdin)
-for layer in status["storage"]:
-    print(*(layer[word] for word in ("name", "kind", "on", "state")))
-for finding in status["findings"]:
-    print(finding["message"], file=sys.stderr)
-'
-}
-layers "$first/out/nemos-default.raw" > "$folder/out/layers.default" 2> "$folder/out/findings.default"
-layers "$folder/out/nemos-kiwi.raw" > "$folder/out/layers.kiwi" 2> "$folder/out/findings.kiwi"
+storage_layers "$first/out/nemos-default.raw" > "$folder/out/layers.default" 2> "$folder/out/findings.default"
+storage_layers "$folder/out/nemos-kiwi.raw" > "$folder/out/layers.kiwi" 2> "$folder/out/findings.kiwi"
 status=0
 verdict() {
     if "${@:2}"; then
