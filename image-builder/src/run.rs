@@ -41,7 +41,7 @@ pub struct RunArgs {
     #[arg(long)]
     pub tpm: bool,
 
-    /// Boot only what is signed with the keys whose certificates are in DIR, as `nemos-image keys` makes them
+    /// Boot only what is signed with the keys whose certificates are in DIR, as `nemos-image keys` makes them; amd64 only
     #[arg(long, value_name = "DIR")]
     pub secure_boot: Option<PathBuf>,
 

@@ -100,6 +100,9 @@ impl Config {
     /// Boots only what is signed with keys whose certificates are in the folder `keys`; the firmware's variables are written
     /// to `variables`, which must stay as long as the machine runs.
     pub fn secure_boot(self, keys: &Path, variables: PathBuf) -> Result<Self, VmError> {
+        if self.architecture != Architecture::Amd64 {
+            return Err(VmError::NoSecureBoot(self.architecture));
+        }
         variables::enroll(&Host::find(self.architecture)?.firmware_vars, keys, &variables)?;
         Ok(Config { boot: Boot::SecureFirmware { variables }, ..self })
     }
@@ -161,11 +164,8 @@ impl Config {
                 arguments.paths("-drive", "if=pflash,unit=1,format=raw,snapshot=on", &[("file", &host.firmware_vars)]);
             }
             Boot::SecureFirmware { variables } => {
-                // Where there is such a mode. QEMU's other machines keep the variables from nobody.
-                if self.architecture == Architecture::Amd64 {
-                    arguments.option("-global", "driver=cfi.pflash01,property=secure,value=on");
-                    arguments.option("-global", "ICH9-LPC.disable_s3=1");
-                }
+                arguments.option("-global", "driver=cfi.pflash01,property=secure,value=on");
+                arguments.option("-global", "ICH9-LPC.disable_s3=1");
                 let code = &host.secure_firmware_code;
                 arguments.paths("-drive", "if=pflash,unit=0,format=raw,readonly=on", &[("file", code)]);
                 arguments.paths("-drive", "if=pflash,unit=1,format=raw,snapshot=on", &[("file", variables)]);
@@ -294,11 +294,12 @@ mod tests {
 
     #[test]
     fn an_arm_machine_has_nothing_of_a_pc() {
-        let boot = Boot::SecureFirmware { variables: "mine.fd".into() };
-        let arm = Config { architecture: Architecture::Arm64, boot, ..config() };
+        let arm = Config { architecture: Architecture::Arm64, ..config() };
         let told = arguments(&arm, Front::Terminal);
-        assert!(told.contains("-machine virt,gic-version=max ") && told.contains("file=secure-code.fd"), "{told}");
+        assert!(told.contains("-machine virt,gic-version=max ") && told.contains("-cpu max,pauth-impdef=on"), "{told}");
         assert!(!told.contains("q35") && !told.contains("smm") && !told.contains("la57"), "{told}");
+        let refused = arm.secure_boot(Path::new("keys"), "mine.fd".into());
+        assert!(matches!(refused, Err(VmError::NoSecureBoot(Architecture::Arm64))), "{refused:?}");
     }
 
     #[test]

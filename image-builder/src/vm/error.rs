@@ -8,6 +8,7 @@ use thiserror::Error;
 
 use super::console::Tail;
 use super::disk::DiskError;
+use crate::architecture::Architecture;
 use crate::keys::KeyError;
 
 /// Why a machine did not do what was asked.
@@ -24,8 +25,11 @@ pub enum VmError {
     /// The certificates that its firmware is to trust.
     #[error(transparent)]
     Keys(#[from] KeyError),
+    /// Nobody made a store for its firmware.
+    #[error("machines for {0} have no Secure Boot here: Debian's firmware for them comes without a store for the keys")]
+    NoSecureBoot(Architecture),
     /// The firmware's store is not as OVMF has it.
-    #[error("{0} is not an empty store of variables as EDK2 has it: is the package of the firmware as Debian made it?")]
+    #[error("{0} is not an empty store of variables as OVMF has it: is the package ovmf as Debian made it?")]
     Firmware(PathBuf),
     /// The disk cannot be used.
     #[error(transparent)]

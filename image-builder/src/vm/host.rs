@@ -15,7 +15,7 @@ struct Parts {
     qemu: (&'static str, &'static str),
     firmware: &'static str,
     code: &'static str,
-    /// The build that asks for signatures; on a PC, it keeps its variables from the system too.
+    /// The build that keeps its variables from the system, as Secure Boot needs. There is none but for PCs.
     secure_code: &'static str,
     vars: &'static str,
 }
@@ -34,7 +34,7 @@ impl Parts {
                 qemu: ("qemu-system-aarch64", "qemu-system-arm"),
                 firmware: "qemu-efi-aarch64",
                 code: "/usr/share/AAVMF/AAVMF_CODE.fd",
-                secure_code: "/usr/share/AAVMF/AAVMF_CODE.ms.fd",
+                secure_code: "/usr/share/AAVMF/AAVMF_CODE.fd",
                 vars: "/usr/share/AAVMF/AAVMF_VARS.fd",
             },
         }
