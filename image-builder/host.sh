@@ -177,7 +177,7 @@ build_image() (
     [ "$architecture" = amd64 ] || package=nemos-$architecture.deb
     packages=$(mktemp --directory)
     trap 'rm --recursive --force "$packages"' EXIT
-    RUSTC=${NEMOS_RUSTC:-${RUSTC:-rustc}} "$folder/bin/nemos-image" package --arch "$architecture" --output "$packages"
+    env ${NEMOS_RUSTC:+"RUSTC=$NEMOS_RUSTC"} "$folder/bin/nemos-image" package --arch "$architecture" --output "$packages"
     install --mode 644 "$packages"/nemos_*.deb "$folder/$package"
     SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)} \
         as_builder bin/nemos-image build --arch "$architecture" --package "$package" --output out --cache cache "$@"

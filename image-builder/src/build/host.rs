@@ -271,6 +271,15 @@ mod tests {
     }
 
     #[test]
+    fn a_host_of_another_kind_is_told_what_runs_and_what_compiles() {
+        let told = HostError::NoEmulation(Architecture::Arm64).to_string();
+        assert!(told.starts_with("programs for arm64 do not run on this host") && told.contains("qemu-user-static"));
+        let told = HostError::NoStandardLibrary { target: Architecture::Arm64.rust_target() }.to_string();
+        assert!(told.contains("run: rustup target add aarch64-unknown-linux-gnu"), "{told}");
+        assert_eq!(cross_compiler(Architecture::Arm64), "aarch64-linux-gnu-gcc");
+    }
+
+    #[test]
     fn every_missing_program_is_named_and_each_package_once() {
         let told = check_programs(&[("sh", "dash"), ("no-such-program", "b"), ("nor-this", "a"), ("nor-that", "a")]);
         assert_eq!(
