@@ -50,7 +50,7 @@ pub enum OciError {
         there: String,
     },
     /// Its files are packed in a way that is not known here.
-    #[error("{path} has a layer of type {kind}, and only plain tar archives and gzip are unpacked here")]
+    #[error("{path} has a layer of type {kind}, and only plain tar archives, gzip and zstd are unpacked here")]
     Layer {
         /// The archive.
         path: PathBuf,
@@ -223,6 +223,7 @@ impl<'a> Archive<'a> {
         let mut to = Hashing::new(File::create(&tar).map_err(unwritable)?);
         let copied = match kind.rsplit(['.', '+']).next() {
             Some("gzip") => io::copy(&mut MultiGzDecoder::new(&mut blob), &mut to),
+            Some("zstd") => zstd::Decoder::new(&mut blob).and_then(|mut plain| io::copy(&mut plain, &mut to)),
             Some("tar") => io::copy(&mut blob, &mut to),
             _ => return Err(OciError::Layer { path: path.to_owned(), kind }),
         };
@@ -296,15 +297,19 @@ mod tests {
 
     const LAYER: &[u8] = &[0; 1024];
 
-    /// An archive with an image of one layer; `change` may spoil a file of it.
-    fn archive(folder: &Path, gzip: bool, change: impl Fn(&str, Vec<u8>) -> Vec<u8>) -> PathBuf {
-        let mut packed = LAYER.to_vec();
-        if gzip {
-            let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
-            encoder.write_all(LAYER).expect("a layer");
-            packed = encoder.finish().expect("a layer");
-        }
-        let kind = if gzip { "tar+gzip" } else { "tar" };
+    fn gzip() -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(LAYER).expect("a layer");
+        encoder.finish().expect("a layer")
+    }
+
+    /// An archive with an image of one layer, of that kind; `change` may spoil a file of it.
+    fn archive(folder: &Path, kind: &str, change: impl Fn(&str, Vec<u8>) -> Vec<u8>) -> PathBuf {
+        let packed = match kind {
+            "tar+gzip" => gzip(),
+            "tar+zstd" => zstd::encode_all(LAYER, 1).expect("a layer"),
+            _ => LAYER.to_vec(),
+        };
         let blob = |bytes: &[u8]| (super::super::sha256(&Digest::of_bytes(bytes)), bytes.len());
         let descriptor = |kind: &str, bytes: &[u8]| {
             let (digest, size) = blob(bytes);
@@ -340,14 +345,22 @@ mod tests {
 
     #[test]
     fn an_archive_gives_its_image_and_layers_whether_packed_or_not() {
-        for gzip in [false, true] {
+        for kind in ["tar", "tar+gzip", "tar+zstd"] {
             let folder = tempfile::tempdir().expect("a temporary folder");
-            let path = archive(folder.path(), gzip, |_, content| content);
+            let path = archive(folder.path(), kind, |_, content| content);
             let image = read(&path, "localhost/app:1", Architecture::Amd64, folder.path()).expect("an image");
             assert_eq!(std::fs::read(&image.layers[0].tar).expect("its layer"), LAYER);
             assert_eq!(image.layers[0].diff.digest, Digest::of_bytes(LAYER));
-            assert_eq!(image.layers[0].blob == image.layers[0].diff, !gzip);
+            assert_eq!(image.layers[0].blob == image.layers[0].diff, kind == "tar");
         }
+    }
+
+    #[test]
+    fn a_layer_that_is_packed_in_an_unknown_way_is_refused() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = archive(folder.path(), "tar+lzip", |_, content| content);
+        let told = read(&path, "x", folder.path()).expect_err("it is unknown").to_string();
+        assert!(told.contains("type application/vnd.oci.image.layer.v1.tar+lzip"), "{told}");
     }
 
     #[test]
@@ -360,9 +373,7 @@ mod tests {
                 }
                 content
             };
-            let told = read(&archive(folder.path(), false, spoil), "x", Architecture::Amd64, folder.path())
-                .expect_err(part)
-                .to_string();
+            let told = read(&archive(folder.path(), "tar", spoil), "x", Architecture::Amd64, folder.path()).expect_err(part).to_string();
             assert!(told.contains("is damaged"), "{part}: {told}");
         }
     }
@@ -389,9 +400,7 @@ mod tests {
             index["manifests"] = json!([first, first]);
             index.to_string().into_bytes()
         };
-        let told = read(&archive(folder.path(), false, other), "x", Architecture::Amd64, folder.path())
-            .expect_err("for others")
-            .to_string();
+        let told = read(&archive(folder.path(), "tar", other), "x", Architecture::Amd64, folder.path()).expect_err("for others").to_string();
         assert!(told.contains("no image for linux on amd64, but for linux on arm64"), "{told}");
     }
 }

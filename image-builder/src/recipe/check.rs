@@ -195,7 +195,7 @@ fn containers(containers: &[Container]) -> Checked {
         let at =
             |key: &str, what: String| Err(fault(["containers", &number, key], format!("container `{name}`: {what}")));
         if !is_image_name(name) {
-            return at("name", "a name is HOST/PATH:TAG in small letters, as in localhost/busybox:latest".to_owned());
+            return at("name", "a name is HOST[:PORT]/PATH:TAG in small letters, as in localhost/busybox:latest".to_owned());
         }
         if !names.insert(name) {
             return at("name", "there is another one of that name".to_owned());
@@ -235,8 +235,9 @@ fn is_image_name(name: &str) -> bool {
         !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
     };
     let Some((path, label)) = name.rsplit_once(':') else { return false };
-    let parts = path.split('/').collect::<Vec<_>>();
-    parts.len() > 1 && parts.iter().all(|text| part(text)) && tag(label)
+    let Some((host, path)) = path.split_once('/') else { return false };
+    let (host, port) = host.split_once(':').unwrap_or((host, "443"));
+    part(host) && port.parse::<u16>().is_ok() && path.split('/').all(part) && tag(label)
 }
 
 fn is_word(word: &str) -> bool {

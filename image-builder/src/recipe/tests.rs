@@ -192,7 +192,9 @@ fn a_file_stays_inside_the_image() {
 #[test]
 fn a_container_has_one_source_and_a_name_of_its_own() {
     let cases = [
-        ("name = \"busybox\"\npackages = [\"busybox-static\"]", "line 4: container `busybox`: a name is HOST/PATH:TAG"),
+        ("name = \"busybox\"\npackages = [\"busybox-static\"]", "line 4: container `busybox`: a name is HOST[:PORT]/PATH:TAG"),
+        ("name = \"localhost:a/x:1\"\npackages = [\"vim\"]", "line 4: container `localhost:a/x:1`: a name is HOST[:PORT]/"),
+        ("name = \"localhost:5000\"\npackages = [\"vim\"]", "line 4: container `localhost:5000`: a name is HOST[:PORT]/"),
         (
             "name = \"localhost/busybox:latest\"\npackages = [\"vim\"]",
             "line 4: container `localhost/busybox:latest`: there is another one",
@@ -211,6 +213,13 @@ fn a_container_has_one_source_and_a_name_of_its_own() {
         let told = refusal(&own(&format!("[[containers]]\n{lines}")));
         assert!(told.starts_with(&format!("my.toml, {expected}")), "{lines}: {told}");
     }
+}
+
+#[test]
+fn a_container_may_be_named_after_a_registry_at_a_port() {
+    let recipe = parse(&own("[[containers]]\nname = \"localhost:5000/some/app:1.0\"\npackages = [\"busybox\"]"));
+    let names: Vec<_> = recipe.expect("a recipe").containers.into_iter().map(|container| container.name).collect();
+    assert_eq!(names, ["localhost/busybox:latest", "localhost:5000/some/app:1.0"]);
 }
 
 #[test]
