@@ -46,7 +46,7 @@ image_tests() {
 # Always of the whole workspace: packages share what they need only if they are compiled together.
 part 'format' cargo fmt --all --check
 part 'lints' cargo clippy --locked --workspace --all-targets --test image -- --deny warnings
-part 'scripts' shellcheck --external-sources image-builder/*.sh tests/*.sh
+part 'scripts' shellcheck --external-sources image-builder/*.sh image-builder/bench tests/*.sh
 part 'rules and devices' cargo test --locked --workspace --no-fail-fast
 # An image that could not be built is one failure; its tests are not run.
 part 'image' build_image dev && part 'signed images' build_signed_images && part 'whole devices' image_tests
