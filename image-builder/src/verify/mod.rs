@@ -229,3 +229,62 @@ fn state(image: &Image) -> Result<String, Fault> {
     let magic = image.read::<2>(found.start + 0x438)?;
     if magic == [0x53, 0xef] { Ok("ext4".into()) } else { Err(Fault::Size("there is no ext4".into())) }
 }
+
+#[cfg(test)]
+mod tests {
+    use gptman::GPT;
+
+    use super::*;
+
+    /// A disk with the partitions of every image, changed by `change`.
+    fn disk(change: impl Fn(&mut GPT)) -> (tempfile::NamedTempFile, Image) {
+        let layout = Layout::new(|_| 1 << 20, [("data", 1 << 20)]);
+        let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
+        file.as_file().set_len(layout.disk_size).expect("its size");
+        let mut gpt = GPT::new_from(file.as_file_mut(), SECTOR, [7; 16]).expect("a table");
+        for (number, extent) in (1..).zip(&layout.extents) {
+            gpt[number] = GPTPartitionEntry {
+                partition_type_guid: extent.slot.type_guid().to_bytes_le(),
+                unique_partition_guid: [u8::try_from(number).expect("few partitions"); 16],
+                starting_lba: extent.first_sector(),
+                ending_lba: extent.last_sector(),
+                attribute_bits: 0,
+                partition_name: extent.slot.label().as_str().into(),
+            };
+        }
+        change(&mut gpt);
+        gpt.write_into(file.as_file_mut()).expect("a disk");
+        let image = Image::open(file.path()).expect("an image");
+        (file, image)
+    }
+
+    #[test]
+    fn partitions_that_lie_one_behind_the_other_are_right() {
+        let (_file, image) = disk(|_| ());
+        partitions(&image).expect("they are as they should be");
+    }
+
+    #[test]
+    fn partitions_that_overlap_are_named() {
+        // No writer of tables writes that, and a reader is told whatever a disk has.
+        let (_file, mut image) = disk(|_| ());
+        let entries = &mut image.primary.as_mut().expect("a table").entries;
+        entries[2].starting_lba = entries[1].starting_lba;
+        let told = partitions(&image).expect_err("they overlap").to_string();
+        assert!(told.contains("p.lxoci-storage overlaps the one before it"), "{told}");
+    }
+
+    #[test]
+    fn partitions_of_another_type_or_in_another_order_are_told() {
+        let (_file, image) = disk(|gpt| gpt[2].partition_type_guid = [9; 16]);
+        let told = partitions(&image).expect_err("another type").to_string();
+        assert!(told.contains("p.lxhome has another type"), "{told}");
+        let (_file, image) = disk(|gpt| {
+            let name = gpt[2].partition_name.clone();
+            gpt[2].partition_name = gpt[3].partition_name.clone();
+            gpt[3].partition_name = name;
+        });
+        let told = partitions(&image).expect_err("another order").to_string();
+        assert!(told.contains("they are p.UEFI p.lxoci-storage p.lxhome"), "{told}");
+    }
+}
