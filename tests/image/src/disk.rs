@@ -26,7 +26,12 @@ pub struct Disk {
 impl Disk {
     /// The image, as it is written to a new device.
     pub fn fresh() -> Result<Disk, Failed> {
-        Disk::on(&vm::Disk { path: image()?, format: Format::Raw })
+        Disk::of(&image()?)
+    }
+
+    /// Another image, as it is written to a new device; that file must not change any more, nor go before the device.
+    pub fn of(image: &Path) -> Result<Disk, Failed> {
+        Disk::on(&vm::Disk { path: image.to_owned(), format: Format::Raw })
     }
 
     /// What another disk holds; that one must not change any more.

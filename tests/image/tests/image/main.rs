@@ -17,6 +17,7 @@ mod kernel_log;
 mod keys;
 mod overlay;
 mod power;
+mod profiles;
 mod provision;
 mod reset;
 mod run;
@@ -113,8 +114,11 @@ fn main() -> ExitCode {
         builder::a_dead_mirror_leaves_nothing_behind,
         builder::a_full_folder_is_told_and_left_as_it_was,
     ];
-    // Each of these has its like on the device rig, in every run.
+    // Each of these has its like on the device rig, in every run; or builds an image of its own.
     let slow = cases![
+        profiles::a_bootstrapped_image_needs_no_mirror_and_is_the_default_one,
+        profiles::a_development_image_needs_no_mirror_and_has_its_tools,
+        profiles::a_recipe_of_ones_own_has_its_partition_its_container_and_its_file,
         integrity::a_healthy_device_is_silent_through_ten_boots_and_a_power_cut,
         reset::the_command_line_ends_in_the_same_reset,
         reset::a_reset_that_cannot_be_finished_leaves_the_device_up_and_can_be_tried_again,
