@@ -7,10 +7,13 @@
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
@@ -38,13 +41,31 @@ impl Digest {
         Digest(Sha256::digest(bytes).into())
     }
 
-    /// The digest of a file's content, as `sha256sum` prints it.
+    /// The digest of a file's content, as `sha256sum` prints it. Holes, which a disk is full of, are not read.
     pub fn of_file(path: &Path) -> io::Result<Self> {
-        let mut file = File::open(path)?;
+        const CHUNK: usize = 1 << 20;
+        let file = File::open(path)?;
+        let size = file.metadata()?.len();
+        let (zeros, mut chunk) = (vec![0; CHUNK], vec![0; CHUNK]);
         let mut hash = Sha256::new();
-        let mut chunk = vec![0; 1 << 20];
-        while let read @ 1.. = file.read(&mut chunk)? {
-            hash.update(&chunk[..read]);
+        let mut at = 0;
+        while at < size {
+            let data = match seek(&file, SeekFrom::Data(at)) {
+                Err(Errno::NXIO) => size,
+                found => found?,
+            };
+            while at < data {
+                let length = (data - at).min(CHUNK as u64);
+                hash.update(&zeros[..usize::try_from(length).unwrap_or(CHUNK)]);
+                at += length;
+            }
+            let hole = if at < size { seek(&file, SeekFrom::Hole(at))? } else { size };
+            while at < hole {
+                let length = usize::try_from(hole - at).unwrap_or(CHUNK).min(CHUNK);
+                file.read_exact_at(&mut chunk[..length], at)?;
+                hash.update(&chunk[..length]);
+                at += length as u64;
+            }
         }
         Ok(Digest(hash.finalize().into()))
     }
@@ -182,6 +203,27 @@ mod tests {
         let repaired = get(&cache, &key, "second");
         assert!(!repaired.found);
         assert_eq!(fs::read_to_string(repaired.folder.join("root.tar")).expect("the entry"), "second");
+    }
+
+    #[test]
+    fn a_file_hashes_to_the_same_whether_its_zeros_are_written_or_not() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("file");
+        let content = |at: usize| {
+            let mut content = vec![0; (3 << 20) + 5];
+            content[at] = 1;
+            content
+        };
+        for at in [0, 5 << 18, (3 << 20) + 4] {
+            let file = File::create(&path).expect("a file");
+            file.set_len(content(at).len() as u64).expect("its size");
+            file.write_all_at(&[1], at as u64).expect("its only byte");
+            assert_eq!(Digest::of_file(&path).expect("its digest"), Digest::of_bytes(&content(at)));
+            fs::write(&path, content(at)).expect("a file without holes");
+            assert_eq!(Digest::of_file(&path).expect("its digest"), Digest::of_bytes(&content(at)));
+        }
+        File::create(&path).expect("an empty file");
+        assert_eq!(Digest::of_file(&path).expect("its digest"), Digest::of_bytes(&[]));
     }
 
     #[test]

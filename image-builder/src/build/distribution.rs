@@ -143,7 +143,7 @@ fn with_more(
     }
     let entry = context.cache.get("distribution", &key, |folder| {
         installing(
-            Chroot::extended(context.recipe.architecture, &archive.folder.join("root.tar"), epoch),
+            Chroot::extended(context.recipe.architecture, &archive.folder.join("root.tar"), epoch)?,
             context,
             online,
             packages,

@@ -241,13 +241,40 @@ fn check_user_ids() -> Result<(), HostError> {
     Ok(())
 }
 
+/// Where roots are unpacked: in memory, if there is plenty and nobody said `TMPDIR`. They are many small files that live for
+/// seconds, and most of that time would be spent on a disk.
+pub fn roots_folder() -> PathBuf {
+    const MEMORY: &str = "/dev/shm";
+    /// As many roots at once as there may be, and in all as much again for whatever else needs memory.
+    const NEEDED_MIB: u64 = 2048;
+    let folder = Path::new(MEMORY);
+    let has_space = free_mib(folder).is_ok_and(|free| free >= NEEDED_MIB);
+    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    if std::env::var_os("TMPDIR").is_none() && has_space && available_mib(&meminfo) >= 2 * NEEDED_MIB {
+        folder.to_owned()
+    } else {
+        std::env::temp_dir()
+    }
+}
+
+/// Memory that is free or can be made so, of `/proc/meminfo`.
+fn available_mib(meminfo: &str) -> u64 {
+    let kib =
+        meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:")?.strip_suffix("kB")?.trim().parse().ok());
+    kib.unwrap_or(0_u64) >> 10
+}
+
+fn free_mib(path: &Path) -> io::Result<u64> {
+    let space = rustix::fs::statvfs(path)?;
+    Ok(space.f_bavail.saturating_mul(space.f_frsize) >> 20)
+}
+
 /// Makes sure that a folder exists, can be written and has space.
 pub fn check_folder(path: &Path, needed_mib: u64, option: &'static str) -> Result<(), HostError> {
     let unwritable = |source| HostError::Folder { path: path.to_owned(), source, option };
     fs::create_dir_all(path).map_err(unwritable)?;
     tempfile::tempfile_in(path).map_err(unwritable)?;
-    let space = rustix::fs::statvfs(path).map_err(|errno| unwritable(errno.into()))?;
-    let free_mib = space.f_bavail.saturating_mul(space.f_frsize) >> 20;
+    let free_mib = free_mib(path).map_err(unwritable)?;
     if free_mib < needed_mib {
         return Err(HostError::Space { path: path.to_owned(), free_mib, needed_mib, option });
     }
@@ -286,6 +313,12 @@ mod tests {
             told.expect_err("three are missing").to_string(),
             "no-such-program, nor-this, nor-that are not installed; run: sudo apt-get install a b"
         );
+    }
+
+    #[test]
+    fn what_memory_is_available_is_read() {
+        assert_eq!(available_mib("MemTotal:       24684084 kB\nMemAvailable:    4194304 kB\nBuffers: 1 kB\n"), 4096);
+        assert_eq!(available_mib(""), 0);
     }
 
     #[test]

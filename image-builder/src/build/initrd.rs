@@ -42,7 +42,7 @@ impl Initrd {
             write_tar(&parts, &added).map_err(BuildError::io("writing", &added))?;
             let plain = context.scratch.join("initrd");
             let dracut = "dracut --quiet --confdir /usr/share/nemos/dracut --no-compress --reproducible";
-            Chroot::unpacked(context.recipe.architecture, &distribution.root, distribution.epoch)
+            Chroot::unpacked(context.recipe.architecture, &distribution.root, distribution.epoch)?
                 .tar_in(&added)
                 .shell(&format!(r#"chroot "$1" {dracut} /tmp/initrd {}"#, distribution.kernel_version))
                 .download("/tmp/initrd", &plain)

@@ -37,7 +37,9 @@ mod verity;
 
 use std::env;
 use std::fs;
+use std::panic;
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use clap::Args;
 use nemos_model::partitions::Partition;
@@ -223,7 +225,7 @@ fn prepare(
     let cache = cache_folder(cache)?;
     host::check_folder(output, OUTPUT_MIB, "--output")?;
     host::check_folder(&cache, CACHE_MIB, "--cache")?;
-    host::check_folder(&env::temp_dir(), TEMPORARY_MIB, "TMPDIR")?;
+    host::check_folder(&host::roots_folder(), TEMPORARY_MIB, "TMPDIR")?;
     let scratch = tempfile::Builder::new().prefix(".nemos-image-").tempdir_in(output);
     let scratch = scratch.map_err(BuildError::io("making a folder in", output))?;
     let context = Context {
@@ -248,33 +250,46 @@ fn make(args: &BuildArgs, context: &Context, progress: &Progress) -> Result<Path
         };
         Ok((deb.clone(), describe(&deb, true)?))
     })?;
-    let distribution = progress.step("distribution", || {
-        let made = Distribution::make(context, &source)?;
-        let told = describe(&made.root, !made.found)?;
-        Ok((made, told))
-    })?;
-    let initrd = progress.step("initrd", || {
-        let made = Initrd::make(context, &distribution, &deb)?;
-        let told = format!("{}; with the program {}", describe(&made.base, !made.found)?, mib(size_of(&made.program)?));
-        Ok((made, told))
-    })?;
+    // What takes long is done at once with what does not need it.
+    let (distribution, containers) = both(
+        || {
+            progress.step("distribution", || {
+                let made = Distribution::make(context, &source)?;
+                let told = describe(&made.root, !made.found)?;
+                Ok((made, told))
+            })
+        },
+        || progress.step("containers", || containers::make(context, &source)),
+    )?;
     let deb_digest = Digest::of_file(&deb).map_err(BuildError::io("reading", &deb))?;
     let epoch = context.epoch.to_le_bytes();
     let inputs =
         [&epoch, distribution.key.0.as_slice(), &deb_digest.0, &context.recipe_digest.0, context.profile.as_bytes()];
     let ids = Ids::new(Digest::of(inputs));
-    let root = progress.step("root", || {
-        let made = Root::make(context, &distribution, &deb, &ids)?;
-        let parity = if made.verified.fec.is_some() { " and parity" } else { "" };
-        let (data, tree) = (mib(made.verified.data), mib(made.verified.overhead()?));
-        Ok((made, format!("squashfs {data}, hash tree{parity} {tree}")))
-    })?;
-    let preloaded = progress.step("containers", || {
-        let (images, names) = containers::make(context, &source)?;
-        let made = filesystems::preloaded(context, &images, &ids)?;
-        let told = format!("{names}; squashfs {}", mib(made.data));
-        Ok((made, told))
-    })?;
+    let (root, (initrd, preloaded)) = both(
+        || {
+            progress.step("root", || {
+                let made = Root::make(context, &distribution, &deb, &ids)?;
+                let parity = if made.verified.fec.is_some() { " and parity" } else { "" };
+                let (data, tree) = (mib(made.verified.data), mib(made.verified.overhead()?));
+                Ok((made, format!("squashfs {data}, hash tree{parity} {tree}")))
+            })
+        },
+        || {
+            let initrd = progress.step("initrd", || {
+                let made = Initrd::make(context, &distribution, &deb)?;
+                let base = describe(&made.base, !made.found)?;
+                let told = format!("{base}; with the program {}", mib(size_of(&made.program)?));
+                Ok((made, told))
+            })?;
+            let preloaded = progress.step("store", || {
+                let made = filesystems::preloaded(context, &containers, &ids)?;
+                let told = format!("squashfs {}", mib(made.data));
+                Ok((made, told))
+            })?;
+            Ok((initrd, preloaded))
+        },
+    )?;
     let uki = progress.step("kernel image", || {
         let made = uki::make(context, &distribution, &initrd, &root, &preloaded)?;
         let told = format!("{}, Linux {}", mib(size_of(&made)?), distribution.kernel_version);
@@ -322,6 +337,18 @@ fn make(args: &BuildArgs, context: &Context, progress: &Progress) -> Result<Path
     let published = disk::publish(&disk, &args.output)?;
     eprintln!("{} in {:.1} s, root hash {}", published.display(), progress.seconds(), root.verified.hash);
     Ok(published)
+}
+
+/// Does two things at once, and fails if one of them does.
+fn both<One: Send, Other>(
+    one: impl FnOnce() -> Result<One, BuildError> + Send,
+    other: impl FnOnce() -> Result<Other, BuildError>,
+) -> Result<(One, Other), BuildError> {
+    thread::scope(|scope| {
+        let one = scope.spawn(one);
+        let other = other();
+        Ok((one.join().unwrap_or_else(|panicked| panic::resume_unwind(panicked))?, other?))
+    })
 }
 
 fn cache_folder(given: Option<&Path>) -> Result<PathBuf, BuildError> {

@@ -55,14 +55,16 @@ impl Root {
             .arg(&file)
             .args(["-root-mode", "0755", "-root-time", &epoch])
             .args(["-tar", "-quiet", "-no-progress", "-exit-on-error", "-comp", "zstd", "-Xcompression-level", &level]);
-        let chroot = Chroot::unpacked(context.recipe.architecture, &distribution.root, context.epoch);
-        configurations::upload(&context.recipe, chroot)
-            .upload(deb, "/tmp/nemos.deb")
-            .upload(&script, "/tmp/customize.sh")
-            .shell(r#"sh "$1/tmp/customize.sh" "$1""#)
-            .download(FILE, &manifest)
-            .kept()
-            .pipe_through(|archive, squashfs| index::add(archive, squashfs, context.epoch), squashfs)?;
+        configurations::upload(
+            &context.recipe,
+            Chroot::unpacked(context.recipe.architecture, &distribution.root, context.epoch)?,
+        )
+        .upload(deb, "/tmp/nemos.deb")
+        .upload(&script, "/tmp/customize.sh")
+        .shell(r#"sh "$1/tmp/customize.sh" "$1""#)
+        .download(FILE, &manifest)
+        .kept()
+        .pipe_through(|archive, squashfs| index::add(archive, squashfs, context.epoch), squashfs)?;
         let verified = Verified::make(context, file, "verity", context.recipe.verity.fec_roots, ids)?;
         Ok(Root { verified, os_release, manifest })
     }

@@ -359,7 +359,7 @@ mod tests {
     fn a_layer_that_is_packed_in_an_unknown_way_is_refused() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = archive(folder.path(), "tar+lzip", |_, content| content);
-        let told = read(&path, "x", folder.path()).expect_err("it is unknown").to_string();
+        let told = read(&path, "x", Architecture::Amd64, folder.path()).expect_err("it is unknown").to_string();
         assert!(told.contains("type application/vnd.oci.image.layer.v1.tar+lzip"), "{told}");
     }
 
@@ -373,7 +373,9 @@ mod tests {
                 }
                 content
             };
-            let told = read(&archive(folder.path(), "tar", spoil), "x", Architecture::Amd64, folder.path()).expect_err(part).to_string();
+            let told = read(&archive(folder.path(), "tar", spoil), "x", Architecture::Amd64, folder.path())
+                .expect_err(part)
+                .to_string();
             assert!(told.contains("is damaged"), "{part}: {told}");
         }
     }
@@ -400,7 +402,9 @@ mod tests {
             index["manifests"] = json!([first, first]);
             index.to_string().into_bytes()
         };
-        let told = read(&archive(folder.path(), "tar", other), "x", Architecture::Amd64, folder.path()).expect_err("for others").to_string();
+        let told = read(&archive(folder.path(), "tar", other), "x", Architecture::Amd64, folder.path())
+            .expect_err("for others")
+            .to_string();
         assert!(told.contains("no image for linux on amd64, but for linux on arm64"), "{told}");
     }
 }

@@ -195,7 +195,10 @@ fn containers(containers: &[Container]) -> Checked {
         let at =
             |key: &str, what: String| Err(fault(["containers", &number, key], format!("container `{name}`: {what}")));
         if !is_image_name(name) {
-            return at("name", "a name is HOST[:PORT]/PATH:TAG in small letters, as in localhost/busybox:latest".to_owned());
+            return at(
+                "name",
+                "a name is HOST[:PORT]/PATH:TAG in small letters, as in localhost/busybox:latest".to_owned(),
+            );
         }
         if !names.insert(name) {
             return at("name", "there is another one of that name".to_owned());
@@ -236,8 +239,8 @@ fn is_image_name(name: &str) -> bool {
     };
     let Some((path, label)) = name.rsplit_once(':') else { return false };
     let Some((host, path)) = path.split_once('/') else { return false };
-    let (host, port) = host.split_once(':').unwrap_or((host, "443"));
-    part(host) && port.parse::<u16>().is_ok() && path.split('/').all(part) && tag(label)
+    let (registry, number) = host.split_once(':').unwrap_or((host, "443"));
+    part(registry) && number.parse::<u16>().is_ok() && path.split('/').all(part) && tag(label)
 }
 
 fn is_word(word: &str) -> bool {

@@ -192,9 +192,18 @@ fn a_file_stays_inside_the_image() {
 #[test]
 fn a_container_has_one_source_and_a_name_of_its_own() {
     let cases = [
-        ("name = \"busybox\"\npackages = [\"busybox-static\"]", "line 4: container `busybox`: a name is HOST[:PORT]/PATH:TAG"),
-        ("name = \"localhost:a/x:1\"\npackages = [\"vim\"]", "line 4: container `localhost:a/x:1`: a name is HOST[:PORT]/"),
-        ("name = \"localhost:5000\"\npackages = [\"vim\"]", "line 4: container `localhost:5000`: a name is HOST[:PORT]/"),
+        (
+            "name = \"busybox\"\npackages = [\"busybox-static\"]",
+            "line 4: container `busybox`: a name is HOST[:PORT]/PATH:TAG",
+        ),
+        (
+            "name = \"localhost:a/x:1\"\npackages = [\"vim\"]",
+            "line 4: container `localhost:a/x:1`: a name is HOST[:PORT]/",
+        ),
+        (
+            "name = \"localhost:5000\"\npackages = [\"vim\"]",
+            "line 4: container `localhost:5000`: a name is HOST[:PORT]/",
+        ),
         (
             "name = \"localhost/busybox:latest\"\npackages = [\"vim\"]",
             "line 4: container `localhost/busybox:latest`: there is another one",
