@@ -213,7 +213,8 @@ async fn with_progress<T>(mut file: &File, size: Option<u64>, output: Output, ca
 
 impl Exported {
     fn render(&self) -> String {
-        let left_out: String = self.left_out.iter().map(|path| format!("left out: {path}\n")).collect();
+        let left_out: Vec<String> = self.left_out.iter().map(|path| format!("left out: {path}\n")).collect();
+        let left_out = left_out.concat();
         format!("{} is in {}, {}\n{left_out}", self.name, self.file.display(), self.digest)
     }
 }

@@ -69,7 +69,7 @@ fn local(time: DateTime, zone: &jiff::tz::TimeZone) -> Result<Timestamp, String>
 /// A while, as one types it: `90s`, `10m`, `1h 30m`. In seconds; or what is wrong with it.
 pub fn parse_seconds(text: &str) -> Result<u32, String> {
     let wrong = |_| format!("`{text}` is no time; write 90s, 10m or 2h");
-    let seconds = text.parse::<Span>().and_then(|span| SignedDuration::try_from(span)).map_err(wrong)?.as_secs();
+    let seconds = text.parse::<Span>().and_then(SignedDuration::try_from).map_err(wrong)?.as_secs();
     u32::try_from(seconds).ok().filter(|seconds| *seconds > 0).ok_or_else(|| format!("`{text}` cannot be waited for"))
 }
 

@@ -139,13 +139,14 @@ fn everything(root: &Path) -> Vec<String> {
         // What is not there was not modified.
         let modified = if kind.is_char_device() { (0, 0) } else { (found.mtime(), found.mtime_nsec()) };
         told.push(format!(
-            "{} {:o} {}:{} {modified:?} {:?} {} {content} {target:?} {:?}",
+            "{} {:o} {}:{} {modified:?} {:?} {} {content} {} {:?}",
             path.strip_prefix(root).unwrap().display(),
             found.mode(),
             found.uid(),
             found.gid(),
             (kind.is_char_device(), found.rdev()),
             if kind.is_dir() { 0 } else { found.nlink() },
+            target.display(),
             attributes(&path),
         ));
         if kind.is_dir() {
@@ -483,7 +484,7 @@ fn no_archive_takes_all_the_room() {
 
 fn small(tree: &Path) {
     fs::create_dir(tree.join("etc")).unwrap();
-    let text: String = (0..2000).map(|number| format!("{number}\n")).collect();
+    let text = (0..2000).map(|number| format!("{number}\n")).collect::<Vec<_>>().concat();
     fs::write(tree.join("etc/config"), text).unwrap();
     mknodat(CWD, tree.join("etc/gone"), FileType::CharacterDevice, Mode::empty(), 0).unwrap();
     setxattr(tree.join("etc"), "trusted.overlay.opaque", b"y", XattrFlags::empty()).unwrap();

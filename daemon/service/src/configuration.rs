@@ -6,7 +6,7 @@ use std::sync::Arc;
 use nemos_api::configuration::{ApplyOptions, ConfigurationRecord, SaveOptions, within};
 use nemos_api::{Error, ErrorKind};
 use nemos_host::overlay::archive::{shipped, shipped_about};
-use nemos_host::overlay::configuration::{self as host, ConfigurationError};
+use nemos_host::overlay::configuration::{self as host, ConfigurationError, Known};
 use nemos_host::overlay::trial::{self, TrialError};
 use nemos_host::overlay::volume_mount;
 use nemos_model::health::{Health, verdict};
@@ -26,9 +26,8 @@ use crate::desk::Asked;
 pub async fn list() -> Result<Vec<ConfigurationRecord>, Error> {
     blocking(|| {
         let found = host::list(volume_mount()).map_err(|error| refusal(&error))?;
-        let record = |(name, about): (ConfigurationName, Result<_, ConfigurationError>)| {
-            ConfigurationRecord::new(&name, about.as_ref().map_err(ToString::to_string))
-        };
+        let record =
+            |(name, about): Known| ConfigurationRecord::new(&name, about.as_ref().map_err(ToString::to_string));
         let mut records: Vec<ConfigurationRecord> = found.into_iter().map(record).collect();
         let root = Path::new(LOWER_MOUNT);
         for name in shipped(root).map_err(|error| Error::new(ErrorKind::Failed, error.to_string()))? {

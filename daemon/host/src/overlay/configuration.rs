@@ -78,6 +78,9 @@ pub enum ConfigurationError {
     },
 }
 
+/// A configuration, and what is known of it.
+pub type Known = (ConfigurationName, Result<About, ConfigurationError>);
+
 fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ConfigurationError {
     move |source| ConfigurationError::Io { action, path: path.to_owned(), source }
 }
@@ -131,7 +134,7 @@ pub fn shadowed(
 }
 
 /// All saved configurations by name, each with what is known of it.
-pub fn list(volume: &Path) -> Result<Vec<(ConfigurationName, Result<About, ConfigurationError>)>, ConfigurationError> {
+pub fn list(volume: &Path) -> Result<Vec<Known>, ConfigurationError> {
     let place = volume.join(FOLDER);
     let entries = match fs::read_dir(&place) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),

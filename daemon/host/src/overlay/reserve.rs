@@ -82,7 +82,7 @@ mod tests {
     fn a_volume_has_a_reserve_and_keeps_it() {
         let volume = tempfile::tempdir_in(".").unwrap();
         let reserve = volume.path().join(RESERVE_FILE);
-        assert_eq!(with_room(volume.path(), || reserve.exists()), false, "it is not needed yet");
+        assert!(!with_room(volume.path(), || reserve.exists()), "it is not needed yet");
         let made = fs::metadata(&reserve).unwrap();
         assert!((LEAST..=MOST).contains(&made.len()), "{}", made.len());
         assert!(with_room(volume.path(), || reserve.exists()), "there is room without it");
