@@ -43,8 +43,6 @@ pub struct Story {
     used: Vec<String>,
     /// How many jobs there are without the one that was asked for.
     jobs: usize,
-    /// Whether it is switched on, and nothing else, for the first time.
-    is_first: bool,
 }
 
 struct Asked {
@@ -85,45 +83,27 @@ impl Story {
             What::Apply(_) => panic!("see `of_what_was_saved`"),
         };
         device.boots().shuts_down();
-        (device, Story { asked: Some(Asked { job, what }), shipped, used, jobs: 1, is_first: false })
+        (device, Story { asked: Some(Asked { job, what }), shipped, used, jobs: 1 })
     }
 
-    /// A device that was used, and saved, and used again.
-    fn with_what_was_saved() -> (Device, Vec<String>, Vec<String>) {
+    /// A device that was used, saved, used again, and then asked for what was saved.
+    pub fn of_what_was_saved(within: Option<u32>) -> (Device, Self) {
         let device = Device::provisioned();
         let running = device.boots();
         use_it(&running);
         running.shuts_down();
         device.is_asked_to_save(NAME);
         let running = device.boots();
-        let saved = everything();
+        let shipped = everything();
         running.writes("/etc/hostname", "later");
         running.writes("/etc/app/shipped", "later");
         fs::remove_file(on_the_device("/etc/app/config")).unwrap();
         let used = everything();
         running.shuts_down();
-        (device, saved, used)
-    }
-
-    /// A device that was used, saved, used again, and then asked for what was saved.
-    pub fn of_what_was_saved(within: Option<u32>) -> (Device, Self) {
-        let (device, saved, used) = Story::with_what_was_saved();
         let device = device.logged();
         let job = device.is_asked_to_apply(NAME, within);
         device.boots().shuts_down();
-        let asked = Some(Asked { job, what: What::Apply(within) });
-        (device, Story { asked, shipped: saved, used, jobs: 2, is_first: false })
-    }
-
-    /// A device that tried what was saved, and goes back since nobody confirmed it.
-    pub fn of_what_was_tried() -> (Device, Self) {
-        let (device, saved, used) = Story::with_what_was_saved();
-        device.is_asked_to_apply(NAME, Some(60));
-        device.boots().shuts_down();
-        let device = device.logged();
-        device.boots().shuts_down();
-        // Provisioned, saved, applied, gone back.
-        (device, Story { asked: None, shipped: saved, used, jobs: 4, is_first: false })
+        (device, Story { asked: Some(Asked { job, what: What::Apply(within) }), shipped, used, jobs: 2 })
     }
 
     /// A device that was switched on.
@@ -132,11 +112,11 @@ impl Story {
         let running = device.boots();
         let shipped = everything();
         running.shuts_down();
-        (device, Story { asked: None, used: shipped.clone(), shipped, jobs: 1, is_first: true })
+        (device, Story { asked: None, used: shipped.clone(), shipped, jobs: 1 })
     }
 
     pub const fn is_a_first_boot(&self) -> bool {
-        self.is_first
+        self.asked.is_none()
     }
 
     /// Boots the device after the power came back: everything must be as if it had not gone.
@@ -216,8 +196,7 @@ impl Asked {
 impl fmt::Display for Story {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.asked {
-            None if self.is_first => f.write_str("The power goes during a first boot:"),
-            None => f.write_str("The power goes while a device goes back from what nobody confirmed:"),
+            None => f.write_str("The power goes during a first boot:"),
             Some(Asked { what: What::Reset(scope, keep), .. }) if keep.is_empty() => {
                 write!(f, "The power goes during a reset of scope {scope} that keeps nothing:")
             }
