@@ -108,9 +108,10 @@ pub fn what_is_taken_back_is_as_the_image_has_it_after_the_next_boot() -> Case {
     Ok(())
 }
 
-/// Nothing fits any more, neither content nor names.
+/// Hardly anything fits any more.
 const FILL: &str = "mkdir /opt/full && cd /opt/full && { dd if=/dev/zero of=large bs=1M; dd if=/dev/zero of=more bs=4k; \
-                    for number in $(seq 20000); do echo x > small-$number || break; done; } 2>/dev/null; sync; ! touch /opt/more 2>/dev/null";
+                    for number in $(seq 20000); do echo x > small-$number || break; done; } 2>/dev/null; sync; \
+                    ! dd if=/dev/zero of=/opt/more bs=1M count=2 2>/dev/null && rm -f /opt/more";
 
 pub fn a_full_overlay_boots_says_so_and_is_taken_back_or_reset() -> Case {
     let mut device = Device::running()?;
