@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Metadata};
-use std::io::{self, BufReader, Read as _};
+use std::io::{self, Read as _};
 use std::ops::ControlFlow;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
@@ -19,7 +19,7 @@ const OVERLAY_ATTRIBUTES: &[u8] = b"trusted.overlay.";
 /// Names of ours begin so.
 const OUR_ATTRIBUTES: &[u8] = b"trusted.nemos.";
 /// Bytes that are compared at once.
-const CHUNK: usize = 64 << 10;
+const CHUNK: u64 = 64 << 10;
 
 /// A path that cannot be looked at.
 #[derive(Debug, Error)]
@@ -235,9 +235,11 @@ fn attribute(path: &Path, name: &OsStr) -> io::Result<Vec<u8>> {
 
 /// Compares two files of the same size.
 fn same_content(one: &Path, other: &Path) -> io::Result<bool> {
-    let open = |path| File::open(path).map(|file| BufReader::with_capacity(CHUNK, file));
-    let (mut one, mut other) = (open(one)?, open(other)?);
-    let (mut left, mut right) = (vec![0; CHUNK], vec![0; CHUNK]);
+    let (mut one, mut other) = (File::open(one)?, File::open(other)?);
+    // Most files are small, and there are many.
+    let chunk = one.metadata()?.len().clamp(1, CHUNK);
+    let chunk = usize::try_from(chunk).unwrap_or(usize::MAX);
+    let (mut left, mut right) = (vec![0; chunk], vec![0; chunk]);
     loop {
         let read = one.read(&mut left)?;
         if read == 0 {
