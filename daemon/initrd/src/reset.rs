@@ -20,7 +20,7 @@ use nemos_model::partitions::Partition;
 use nemos_model::reset::Step;
 use nemos_model::state::{AtBoot, DeviceState, NotTaken, Outcome, Volume};
 use thiserror::Error;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::unlock::{Unlocked, unlock};
 
@@ -98,15 +98,17 @@ pub fn carry_out(store: &Store, place: &Place<'_>, command_line_asks: bool) -> D
         }
     });
     let reason = failed.unwrap_or_else(|error| Some(Reason::StateUnreadable { error: error.to_string() }));
-    let went_back = |job: &Job| job.kind == Kind::GoBack && job.state == JobState::Done;
-    let left = tried.filter(|_| job.and_then(|id| state.job(id)).is_some_and(went_back));
+    let is_way_back = |job: &Job| job.kind == Kind::GoBack && job.state == JobState::Done;
+    let left = tried.filter(|_| job.and_then(|id| state.job(id)).is_some_and(is_way_back));
     let (mode, left_mode) = mode_of_this_boot(store, &mut state);
+    let went_back = left.or(left_mode);
     Done {
         job,
         volume: Some(state.volume),
         mode,
-        went_back: left.or(left_mode),
-        trial: state.trial().filter(|trial| trial.running).cloned(),
+        // A boot that goes back has nothing to confirm, even if that could not be written down.
+        trial: if went_back.is_none() { state.running_trial().cloned() } else { None },
+        went_back,
         degraded: reason.into_iter().collect(),
     }
 }
@@ -128,8 +130,14 @@ fn mode_of_this_boot(store: &Store, state: &mut DeviceState) -> (Mode, Option<Tr
 
 fn begin(store: &Store, state: &mut DeviceState, command_line_asks: bool) -> Result<AtBoot, Interrupted> {
     let begun = state.begin_at_boot(new_id(), command_line_asks, now()).map_err(NotTaken::from)?;
-    if begun != AtBoot::Nothing {
-        store.write(state)?;
+    if begun == AtBoot::Nothing {
+        return Ok(begun);
+    }
+    let is_way_back = state.pending().is_some_and(|job| job.kind == Kind::GoBack);
+    match store.write(state) {
+        // It does no harm to go back twice, and not to go back at all may be the end.
+        Err(error) if is_way_back => error!("that this boot goes back cannot be written down: {error}"),
+        written => written?,
     }
     Ok(begun)
 }

@@ -350,6 +350,11 @@ impl DeviceState {
 
     /// Asks for a mode: from the next boot on, or for that boot alone. With `within`, it has to be confirmed at that boot.
     pub fn set_mode(&mut self, mode: Mode, once: bool, within: Option<Within>) -> Result<(), NotTaken> {
+        // One trial at a time, and it is to show what is applied.
+        let switches = |job: &&Job| matches!(job.kind, Kind::Apply | Kind::GoBack);
+        if let Some(job) = self.pending().filter(switches) {
+            return Err(NotTaken::Busy(job.id));
+        }
         let before = match self.trial.take() {
             None => self.modes,
             Some(Trial { tried: Tried::Mode { before, .. }, running: false, .. }) => before,
@@ -407,6 +412,16 @@ impl DeviceState {
         self.trial.as_ref()
     }
 
+    /// What this boot has to be confirmed for. After a way back that was given up no boot ends by itself any more: the device
+    /// waits for somebody.
+    pub fn running_trial(&self) -> Option<&Trial> {
+        self.trial.as_ref().filter(|trial| trial.running && !self.gave_up_the_way_back())
+    }
+
+    fn gave_up_the_way_back(&self) -> bool {
+        self.jobs.last().is_some_and(|job| job.kind == Kind::GoBack && job.state == JobState::Failed)
+    }
+
     /// Keeps what is on trial at this boot, and says what that was.
     pub fn confirm(&mut self) -> Result<Tried, NotTaken> {
         if let Some(job) = self.pending() {
@@ -429,7 +444,11 @@ impl DeviceState {
     /// Tries a job again that was given up. Only the latest: what came after it has made the device another.
     pub fn retry(&mut self, id: JobId) -> Result<(), NotTaken> {
         let latest = self.jobs.last().map(|job| job.id);
+        let trial = self.trial.as_ref().map(|trial| trial.tried.clone());
         let job = self.job_mut(id)?;
+        if let Some(tried) = trial.filter(|_| !matches!(job.kind, Kind::GoBack | Kind::Reset { .. })) {
+            return Err(NotTaken::OnTrial(tried));
+        }
         if latest == Some(id) { Ok(job.retry()?) } else { Err(NotTaken::NotTheLatest(id)) }
     }
 
@@ -455,15 +474,20 @@ impl DeviceState {
         if !command_line_asks {
             self.begin_to_go_back(id, now);
         }
-        let waits = self.pending().is_some_and(|job| job.state != JobState::Queued);
+        let goes_first = |job: &Job| match job.kind {
+            Kind::Provision | Kind::TakeOver | Kind::Reset { .. } => job.state != JobState::Queued,
+            // What has begun is finished.
+            Kind::Revert | Kind::Save | Kind::Apply | Kind::GoBack => job.state == JobState::Running,
+        };
+        let waits = self.pending().is_some_and(goes_first);
         let gave_up = self.jobs.last().is_some_and(|job| job.state == JobState::Failed);
         let first_boot = self.volume.first_boot().filter(|_| self.pending().is_none() && !gave_up);
         if let Some(kind) = first_boot {
             self.push(Job::new(id, kind, JobState::WaitingForReboot, Requester::image(), now));
         } else if !waits && command_line_asks && !self.needs_stage() {
-            // It takes away what a request for later could.
-            if let Some(later) = self.jobs.iter_mut().find(|job| job.state == JobState::Queued) {
-                later.cancel(now)?;
+            // It takes away what any other request could.
+            if let Some(other) = self.jobs.iter_mut().find(|job| !job.state.is_final()) {
+                other.cancel(now)?;
             }
             let kind = Kind::Reset { scope: Scope::Factory };
             self.push(Job::new(id, kind, JobState::WaitingForReboot, Requester::command_line(), now));
@@ -479,11 +503,11 @@ impl DeviceState {
     /// A boot begins whose last one nobody confirmed. What was asked for since goes first: a reset takes it all, and a way back
     /// that was given up waits for somebody.
     fn begin_to_go_back(&mut self, id: JobId, now: Timestamp) {
-        let gave_up = self.jobs.last().is_some_and(|job| job.kind == Kind::GoBack && job.state == JobState::Failed);
         let Some(Trial { tried: Tried::Configuration { before, applied, .. }, running: true, .. }) = &self.trial else {
             return;
         };
-        if self.pending().is_none() && !gave_up {
+        // Kept data that waits for a reset is nowhere else.
+        if self.pending().is_none() && !self.gave_up_the_way_back() && !self.needs_stage() {
             let (configuration, applied) = (Some(before.clone()), Some(*applied));
             let job = Job::new(id, Kind::GoBack, JobState::WaitingForReboot, Requester::image(), now);
             self.push(Job { configuration, applied, ..job });

@@ -13,7 +13,7 @@ use nemos_model::health::{Health, verdict};
 use nemos_model::job::{Job, JobState, Kind, Requester};
 use nemos_model::overlay::archive::Voucher;
 use nemos_model::overlay::changes::to_text;
-use nemos_model::overlay::{ConfigurationName, LOWER_MOUNT, Mode, Tried};
+use nemos_model::overlay::{ConfigurationName, LOWER_MOUNT, Mode, Tried, Within};
 use nemos_model::state::{NotTaken, Wanted};
 use tokio::task::spawn_blocking;
 use tracing::warn;
@@ -58,7 +58,7 @@ impl Service {
     pub async fn save(&self, name: &str, by: Requester, options: SaveOptions) -> Result<Job, Error> {
         let name = name.parse::<ConfigurationName>()?.saved()?;
         if let Some(job) = self.desk.known(options.key.as_deref(), Kind::Save).await? {
-            return Ok(job);
+            return of_that_name(job, &name);
         }
         self.writes_to_volume("saved").await?;
         let replace = options.replace.unwrap_or_default();
@@ -78,7 +78,7 @@ impl Service {
     pub async fn apply(&self, name: &str, by: Requester, options: ApplyOptions) -> Result<Job, Error> {
         let (name, within) = (name.parse::<ConfigurationName>()?, within(options.confirm_within)?);
         if let Some(job) = self.desk.known(options.key.as_deref(), Kind::Apply).await? {
-            return Ok(job);
+            return of_that_name(job, &name);
         }
         self.writes_to_volume("applied").await?;
         let next = self.desk.state().await?.modes().next();
@@ -86,16 +86,22 @@ impl Service {
             let message = format!("the next boot is {next}, and would not have it; `nemosctl overlay mode persistent`");
             return Err(Error::new(ErrorKind::NotSupported, message));
         }
-        if within.is_some() && verdict(&self.findings().await?) == Health::Critical {
-            let message = "health is critical already, and so could not turn so and have the device go back; see `nemosctl health`";
-            return Err(Error::new(ErrorKind::NotSupported, message));
-        }
+        self.can_be_tried(within).await?;
         if !name.is_factory() {
             archive::bring_shipped(self, name.clone()).await?;
             self.fits(&name, options.force.unwrap_or_default()).await?;
         }
         let asked = Asked { by, key: options.key, not_before: None, reboot: options.reboot.unwrap_or_default() };
         self.desk.ask(Wanted::Apply { name, within }, asked).await
+    }
+
+    /// What is on trial is gone back from when health turns critical.
+    pub async fn can_be_tried(&self, within: Option<Within>) -> Result<(), Error> {
+        if within.is_some() && verdict(&self.findings().await?) == Health::Critical {
+            let message = "health is critical already, and the device would go back at once; see `nemosctl health`";
+            return Err(Error::new(ErrorKind::NotSupported, message));
+        }
+        Ok(())
     }
 
     /// A configuration of another image may hide what is new in this one.
@@ -161,7 +167,7 @@ impl Service {
     /// What is on trial at this boot, if it has turned the device critical.
     pub async fn failed_trial(&self) -> Option<Tried> {
         let state = self.desk.state().await.ok()?;
-        let trial = state.trial().filter(|trial| trial.running)?;
+        let trial = state.running_trial()?;
         let findings = self.findings().await.ok()?;
         (verdict(&findings) == Health::Critical).then(|| trial.tried.clone())
     }
@@ -183,6 +189,11 @@ impl Service {
         let message = format!("nothing can be {what} at this boot, whose overlay is in memory");
         Err(Error::new(ErrorKind::NotSupported, message))
     }
+}
+
+/// The job that was made for an idempotency key, if it was made for that configuration.
+fn of_that_name(job: Job, name: &ConfigurationName) -> Result<Job, Error> {
+    if job.configuration.as_ref() == Some(name) { Ok(job) } else { Err(NotTaken::OtherRequest(job.id).into()) }
 }
 
 /// The paths at which a configuration hides something newer, as many as one reads.
@@ -209,9 +220,9 @@ pub async fn settle(service: &Arc<Service>) {
         warn!("what interrupted work has left takes up room still: {error}");
     }
     let Ok(state) = service.desk.state().await else { return };
-    // A job that is under way, or was given up, may still need it.
-    let is_settled = state.trial().is_none()
-        && state.jobs().last().is_none_or(|job| job.state.is_final() && job.state != JobState::Failed);
+    // One that did not come to its end may still need it, whatever became of it.
+    let may_need_it = |job: &Job| matches!(job.kind, Kind::Apply | Kind::GoBack) && job.state != JobState::Done;
+    let is_settled = state.trial().is_none() && !state.jobs().last().is_some_and(may_need_it);
     if is_settled {
         forget_previous().await;
     }

@@ -2,8 +2,7 @@
 //!
 //! ```text
 //! upper/                      what the overlay has; of one that was applied, an attribute names the job
-//! switch/new                  changes that are about to take its place
-//! switch/previous             what it had before, for as long as somebody may go back
+//! switch/previous             what is about to take its place; and then what it had before, for as long as somebody may go back
 //! configurations/.saving      one that is being saved
 //! configurations/.deleted     one that is being deleted
 //! ```
@@ -26,6 +25,7 @@ use tracing::warn;
 
 use super::shadow::{Base, Index, ShadowError};
 use crate::copy::{self, CopyError};
+use crate::job::new_id;
 use crate::reset::keep::{KeepError, identity};
 
 /// Attribute of an upper folder that a job has put in its place: its name.
@@ -34,6 +34,7 @@ const MARK: &str = "trusted.nemos.job";
 const MAX_BYTES: u64 = 64 << 10;
 
 pub(super) const SWITCH: &str = "switch";
+const PREVIOUS: &str = "switch/previous";
 const SAVING: &str = ".saving";
 const DELETED: &str = ".deleted";
 
@@ -95,12 +96,13 @@ pub fn tree(volume: &Path, name: &ConfigurationName) -> PathBuf {
     folder(volume, name).join(TREE_FOLDER)
 }
 
-/// Makes the folders that nemosd works in, where they are not there yet: it cannot write beside them.
+/// Makes the folders that nemosd works in, where they are not there yet: it cannot write beside them. They are for root alone:
+/// what was closed since, or had a fault that is mended, is open in them.
 pub fn prepare(volume: &Path) -> Result<(), ConfigurationError> {
-    [FOLDER, SWITCH]
-        .map(|name| volume.join(name))
-        .iter()
-        .try_for_each(|path| fs::create_dir_all(path).map_err(at("make", path)))
+    [FOLDER, SWITCH].map(|name| volume.join(name)).iter().try_for_each(|path| {
+        let made = fs::create_dir_all(path).and_then(|()| fs::set_permissions(path, PermissionsExt::from_mode(0o700)));
+        made.map_err(at("make", path))
+    })
 }
 
 /// What is known of a configuration.
@@ -211,26 +213,21 @@ pub fn apply(
     job: JobId,
     keep: bool,
 ) -> Result<(), ConfigurationError> {
-    let (upper, switch) = (volume.join(UPPER_FOLDER), volume.join(SWITCH));
-    let (new, previous) = (switch.join("new"), switch.join("previous"));
+    let (upper, previous) = (volume.join(UPPER_FOLDER), volume.join(PREVIOUS));
+    // Once the mark is there it has happened: by one exchange, which left there what was here.
     if mark(&upper)? != Some(job.to_string()) {
         prepare(volume)?;
         forget_previous(volume)?;
-        let made = fill(volume, lower, name, &new).and_then(|()| set_mark(&new, job));
+        let made = fill(volume, lower, name, &previous).and_then(|()| set_mark(&previous, job));
         if made.is_err() {
             // It may have failed for lack of the room that it takes.
-            remove(&new)?;
+            forget_previous(volume)?;
         }
         made?;
-        put(volume, &new, &upper, true)?;
-    }
-    // It has happened: the new one is where the old was, and the old where the new.
-    if new.exists() {
-        fs::rename(&new, &previous).map_err(at("keep", &previous))?;
-        write_through(volume)?;
+        put(volume, &previous, &upper, true)?;
     }
     if !keep {
-        leave_to_next(forget_previous(volume));
+        forget_previous(volume)?;
     }
     Ok(())
 }
@@ -264,7 +261,7 @@ fn keep_identity(upper: &Path, lower: &Path, new: &Path) -> Result<(), Configura
 
 /// Puts back what the overlay had before that job. It can be repeated from its start.
 pub fn go_back(volume: &Path, applied: JobId) -> Result<(), ConfigurationError> {
-    let (upper, previous) = (volume.join(UPPER_FOLDER), volume.join(SWITCH).join("previous"));
+    let (upper, previous) = (volume.join(UPPER_FOLDER), volume.join(PREVIOUS));
     if mark(&upper)? == Some(applied.to_string()) {
         if !previous.exists() {
             return Err(ConfigurationError::NothingBefore);
@@ -275,9 +272,21 @@ pub fn go_back(volume: &Path, applied: JobId) -> Result<(), ConfigurationError> 
     Ok(())
 }
 
-/// Gives up what the overlay had before: nobody goes back to it any more.
+/// Gives up what the overlay had before: nobody goes back to it any more. That is one rename; what cannot be removed then takes
+/// up room until the next who tries.
 pub fn forget_previous(volume: &Path) -> Result<(), ConfigurationError> {
-    ["new", "previous"].iter().try_for_each(|name| remove(&volume.join(SWITCH).join(name)))
+    let (switch, previous) = (volume.join(SWITCH), volume.join(PREVIOUS));
+    match fs::rename(&previous, switch.join(format!("left-{}", new_id()))) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        renamed => renamed.map_err(at("give up", &previous))?,
+    }
+    let entries = match fs::read_dir(&switch) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.and_then(Iterator::collect::<io::Result<Vec<_>>>).map_err(at("list", &switch))?,
+    };
+    let left = entries.iter().filter(|entry| entry.file_name().to_string_lossy().starts_with("left-"));
+    left.for_each(|entry| leave_to_next(remove(&entry.path())));
+    Ok(())
 }
 
 /// Deletes a configuration.

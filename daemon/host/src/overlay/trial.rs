@@ -20,13 +20,13 @@ pub struct TrialError {
     source: io::Error,
 }
 
-/// Has this boot end after that time, counted from its beginning, in the initrd.
+/// Has this boot end after that time, counted from its beginning, in the initrd: also if it ends up in emergency mode.
 pub fn begin(within: Within) -> Result<(), TrialError> {
     let units = Path::new(RUNTIME_UNITS);
     let (timer, wants) = (units.join(format!("{UNIT}.timer")), units.join("timers.target.wants"));
     let seconds = u32::from(within);
     let text = format!(
-        "[Unit]\nDescription=end of the time to confirm a change of the overlay\n\n[Timer]\nOnBootSec={seconds}s\nAccuracySec=1s\n"
+        "[Unit]\nDescription=end of the time to confirm a change of the overlay\nDefaultDependencies=no\nConflicts=shutdown.target\nBefore=shutdown.target\n\n[Timer]\nOnBootSec={seconds}s\nAccuracySec=1s\n"
     );
     let link = wants.join(format!("{UNIT}.timer"));
     make_folder_of(Path::new(RUNNING_FILE))?;

@@ -193,6 +193,27 @@ pub fn what_nobody_confirms_is_gone_at_the_next_boot() {
     assert_eq!((running.report.job, &running.report.went_back), (None, &None));
 }
 
+pub fn a_way_back_that_cannot_be_gone_is_given_up_and_the_device_stays_up() {
+    let device = with_a_saved_configuration();
+    device.is_asked_to_apply("site", Some(90));
+    let running = device.boots();
+    fs::remove_dir_all(Path::new(UPPER_MOUNT).join("switch/previous")).unwrap();
+    running.shuts_down();
+    for _ in 0..3 {
+        let running = device.boots();
+        let reason = running.report.degraded.first().expect("a reason").to_string();
+        assert!(reason.contains("nothing to go back to"), "{reason}");
+        running.shuts_down();
+    }
+    let running = device.boots();
+    is_as_saved(&running);
+    assert!(!Path::new(RUNNING_FILE).exists() && !Path::new(RUNTIME_UNITS).exists(), "no boot ends by itself any more");
+    running.shuts_down();
+    assert_eq!(device.state().jobs().last().map(|job| (job.kind, job.state)), Some((Kind::GoBack, JobState::Failed)));
+    device.changes_state(|state| drop(state.confirm().unwrap()));
+    is_as_saved(&device.boots());
+}
+
 pub fn a_boot_that_never_reaches_the_daemon_is_not_tried_twice() {
     let device = with_a_saved_configuration();
     device.is_asked_to_apply("site", Some(90));

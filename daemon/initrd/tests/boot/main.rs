@@ -73,6 +73,7 @@ fn main() -> ExitCode {
         configuration::what_is_saved_shares_its_room,
         configuration::a_name_that_is_taken_or_not_there_fails_and_changes_nothing,
         configuration::what_nobody_confirms_is_gone_at_the_next_boot,
+        configuration::a_way_back_that_cannot_be_gone_is_given_up_and_the_device_stays_up,
         configuration::a_boot_that_never_reaches_the_daemon_is_not_tried_twice,
         configuration::what_is_confirmed_stays,
         configuration::a_mode_that_nobody_confirms_ends_with_its_boot,

@@ -2,7 +2,8 @@
 //! between two of them. Whenever that was, the device comes up at the next boot, and the job ends as if nothing had been.
 //!
 //! What all stories have in common, the overlay's file system being made and a boot with nothing left to do, is cut at every
-//! flush in one of them, and at one in eight in the others; with `NEMOS_CUTS_ALL=1`, everywhere.
+//! flush in one of them, and at one in eight in the others; and so are those that erase nothing, each time at others. With
+//! `NEMOS_CUTS_ALL=1`, everything is cut everywhere.
 //!
 //! `NEMOS_CUTS_SEED` chooses what is torn, and how; it chooses from what a device writes, which is never quite the same.
 //! With `NEMOS_CUTS_TORN=N`, every interval between two flushes is torn N times, and not only a sample of them.
@@ -97,7 +98,7 @@ fn is_cut_everywhere((device, story): (Device, Story)) {
     let mut cuts = Cuts { story, table: Table::new(), is_asked: false, went_on: None, failures: Vec::new() };
     let (mut flush, mut is_new) = (0, true);
     loop {
-        let is_left_out = cuts.has_in_common() && random.usize(..IN_COMMON) > 0;
+        let is_left_out = cuts.is_sampled() && random.usize(..IN_COMMON) > 0;
         if is_new && !is_left_out {
             cuts.boot(Cut::Flush(flush), log.cut(), random.usize(..SECOND_BOOT) == 0);
         }
@@ -129,14 +130,14 @@ struct Cuts {
 }
 
 impl Cuts {
-    /// Whether what is written now is as in every other story, one of which is cut at each flush of it: as far as the last cut
-    /// tells, so that the first flushes of what comes after it may be left out with it.
-    fn has_in_common(&self) -> bool {
+    /// Whether what is written now is a sample's: as in every other story, one of which is cut at each flush of it (as far as the
+    /// last cut tells, so that the first flushes of what comes after it may be left out with it), or of a story that erases nothing.
+    fn is_sampled(&self) -> bool {
         let is_asked_for_all = env::var_os("NEMOS_CUTS_ALL").is_some();
         let in_common = [WentOn::At(Step::CreateOverlay.to_string()), WentOn::Done];
         !is_asked_for_all
             && !self.story.is_a_first_boot()
-            && self.went_on.as_ref().is_some_and(|at| in_common.contains(at))
+            && (!self.story.erases() || self.went_on.as_ref().is_some_and(|at| in_common.contains(at)))
     }
 
     /// Boots what a cut left.

@@ -119,6 +119,11 @@ impl Story {
         self.asked.is_none()
     }
 
+    /// Whether it is one of a reset.
+    pub fn erases(&self) -> bool {
+        self.asked.as_ref().is_none_or(|asked| matches!(asked.what, What::Reset(..)))
+    }
+
     /// Boots the device after the power came back: everything must be as if it had not gone.
     pub fn goes_on(&self, device: &Device, twice: bool) -> WentOn {
         let mut running = device.boots();

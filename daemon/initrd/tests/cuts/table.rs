@@ -79,8 +79,8 @@ impl fmt::Display for Table {
         let seconds = self.begin.elapsed().as_secs();
         writeln!(
             f,
-            "    {} flushes; before {} of them nothing was written, and the disk is that of the one before; {} are left to \
-             another story; {seconds} s",
+            "    {} flushes; before {} of them nothing was written, and the disk is that of the one before; {} are left \
+             out; {seconds} s",
             self.flushes, self.same, self.left_out
         )
     }

@@ -440,7 +440,9 @@ fn a_way_back_that_was_given_up_waits_for_somebody() {
     let mut state = provisioned();
     applied(&mut state, 1, Some(60));
     let AtBoot::CarryOut(back) = boots(&mut state, 3) else { panic!("it stays") };
+    assert!(state.running_trial().is_some());
     fails(&mut state, back);
+    assert!(state.running_trial().is_none(), "no boot ends by itself any more");
     assert_eq!(boots(&mut state, 4), AtBoot::Nothing);
     state.retry(back).unwrap();
     assert_eq!(boots(&mut state, 5), AtBoot::CarryOut(back));
@@ -454,6 +456,39 @@ fn whoever_boots_for_a_factory_reset_gets_it_whatever_is_on_trial() {
     applied(&mut state, 1, Some(60));
     assert_eq!(state.begin_at_boot(id(9), true, Timestamp(3)).unwrap(), AtBoot::CarryOut(id(9)));
     assert_eq!(state.job(id(9)).unwrap().kind, Kind::Reset { scope: Scope::Factory });
+}
+
+#[test]
+fn a_mode_is_not_tried_where_something_is_applied() {
+    let mut state = provisioned();
+    state.request(apply("site", None), id(1), Timestamp(1)).unwrap();
+    let within = Within::try_from(60).unwrap();
+    assert_eq!(state.set_mode(Mode::ReadOnly, false, Some(within)), Err(NotTaken::Busy(id(1))));
+    assert_eq!(boots(&mut state, 2), AtBoot::CarryOut(id(1)));
+    state.attempt_failed(id(1), "no room".into(), Timestamp(2)).unwrap();
+    state.set_mode(Mode::ReadOnly, false, Some(within)).unwrap();
+    assert!(matches!(state.retry(id(1)), Err(NotTaken::OnTrial(_))));
+}
+
+#[test]
+fn kept_data_that_waits_outlives_what_is_on_trial() {
+    let mut state = provisioned();
+    applied(&mut state, 1, Some(60));
+    state.request(keeping(), id(2), Timestamp(3)).unwrap();
+    boots(&mut state, 4);
+    reach(&mut state, id(2), Step::DestroyKeys);
+    fails(&mut state, id(2));
+    assert_eq!(boots(&mut state, 5), AtBoot::Nothing, "nobody goes back over it");
+    assert!(state.needs_stage());
+    state.retry(id(2)).unwrap();
+}
+
+#[test]
+fn whoever_boots_for_a_factory_reset_gets_it_and_not_what_waits() {
+    let mut state = provisioned();
+    state.request(apply("site", None), id(1), Timestamp(1)).unwrap();
+    assert_eq!(state.begin_at_boot(id(9), true, Timestamp(3)).unwrap(), AtBoot::CarryOut(id(9)));
+    assert_eq!(state.job(id(1)).unwrap().state, JobState::Cancelled);
 }
 
 proptest! {

@@ -232,6 +232,7 @@ impl Overlay {
     async fn set_mode(&self, mode: &str, options: Dictionary, #[zbus(header)] call: Header<'_>) -> Result<(), Error> {
         let set = async {
             let (mode, (once, within)) = (parse(mode)?, ModeOptions::parse(options)?);
+            self.service.can_be_tried(within).await?;
             self.service.desk.note(|state| Ok(state.set_mode(mode, once, within)?)).await
         };
         self.admitted(action::OVERLAY_MODE, &call, set).await
