@@ -9,7 +9,7 @@ image_packages=(cryptsetup-bin debian-archive-keyring dosfstools e2fsprogs mmdeb
 # What both need besides for arm64: another architecture's programs are compiled, run and booted. tests/arm64.sh takes them.
 arm64_packages=(arch-test gcc-aarch64-linux-gnu qemu-efi-aarch64 qemu-system-arm qemu-user-static)
 # What the tests run besides.
-test_packages=(dbus dmsetup fdisk gdisk kmod mount openssl shellcheck tpm2-tools user-mode-linux xfsprogs)
+test_packages=(dbus dmsetup fdisk gdisk kmod mount openssh-client openssl shellcheck tpm2-tools user-mode-linux xfsprogs)
 
 # Debian 13's kernel crashes under older ones, when there is no KVM.
 qemu_least=1:10.0
