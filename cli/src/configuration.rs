@@ -295,7 +295,7 @@ mod tests {
             .map(|line| line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect())
             .collect();
         assert_eq!(lines[1], ["factory", "-", "image", "as shipped"]);
-        assert_eq!(lines[2], ["site *", "2026-11-23T15:26:26Z", "imported, not signed", "nemos 1.2"]);
+        assert_eq!(lines[2], ["site *", "2026-11-23T14:06:26Z", "imported, not signed", "nemos 1.2"]);
         assert_eq!(lines[3][3], "cannot be used: it has version 9");
     }
 
