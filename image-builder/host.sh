@@ -38,7 +38,8 @@ installed_version() {
 missing_packages() {
     local package version
     for package in "$@"; do
-        version=$(installed_version "$package")
+        # dpkg-query fails for what it does not know, which ends nobody's script.
+        version=$(installed_version "$package" || true)
         if [ -z "$version" ]; then
             echo "$package"
         elif [[ "$package" = qemu-system-* ]] && dpkg --compare-versions "$version" lt "$qemu_least"; then
