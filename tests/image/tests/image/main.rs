@@ -25,6 +25,8 @@ mod status;
 mod trust;
 
 use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Trial};
 use nemos_tests::{Case, clean_up, image};
@@ -36,8 +38,25 @@ macro_rules! cases {
     };
 }
 
-fn trial(name: &str, case: fn() -> Case) -> Trial {
-    Trial::test(name, case)
+/// How long each case took.
+static TOOK: Mutex<Vec<(Duration, &str)>> = Mutex::new(Vec::new());
+
+fn trial(name: &'static str, case: fn() -> Case) -> Trial {
+    Trial::test(name, move || {
+        let begin = Instant::now();
+        let ended = case();
+        TOOK.lock().unwrap_or_else(PoisonError::into_inner).push((begin.elapsed(), name));
+        ended
+    })
+}
+
+/// CI has little time: who adds a case sees here what it costs, and which one should be a slow one.
+fn tell_how_long_each_took() {
+    let mut took = TOOK.lock().unwrap_or_else(PoisonError::into_inner);
+    took.sort_unstable();
+    for (time, name) in took.iter().rev() {
+        println!("{:6} s  {name}", time.as_secs());
+    }
 }
 
 fn main() -> ExitCode {
@@ -51,7 +70,6 @@ fn main() -> ExitCode {
         run::a_tpm_stays_with_its_disk_and_a_snapshot_forgets_what_was_done_to_it,
         run::a_command_gets_its_output_and_status_through_and_a_snapshot_leaves_the_disk_as_it_was,
         run::a_command_that_reboots_the_machine_is_told,
-        certificate::the_key_in_a_file_outlives_a_reset_and_certifies_it,
         certificate::the_key_in_a_tpm_outlives_a_reset_and_certifies_it,
         keys::a_recovery_key_takes_the_demo_keys_place,
         keys::a_tpm_opens_the_overlay_until_it_has_reason_not_to,
@@ -84,7 +102,6 @@ fn main() -> ExitCode {
         reset::a_plan_changes_nothing_and_holds_only_while_it_is_true,
         reset::what_cannot_be_kept_is_refused_in_a_sentence,
         reset::a_reset_for_later_can_be_taken_back_and_there_is_one_at_a_time,
-        reset::systemds_factory_reset_target_ends_in_the_same_reset,
         configuration::what_is_saved_is_applied_and_what_is_not_confirmed_is_gone_back_from,
         overlay::what_was_changed_is_told_and_what_was_not_is_not,
         archive::a_configuration_goes_to_another_device_in_a_file,
@@ -99,7 +116,6 @@ fn main() -> ExitCode {
         integrity::a_damaged_file_of_the_root_is_signalled_named_and_remembered,
         integrity::a_damaged_hash_tree_and_damaged_containers_are_found_by_a_scrub,
         integrity::what_can_be_mended_is_mended_and_told,
-        integrity::damage_of_the_overlay_is_found_by_a_scrub_and_gone_after_a_reset,
         builder::what_is_not_a_disk_is_refused_in_a_sentence,
         builder::a_truncated_disk_is_refused_in_a_sentence,
         builder::a_manifest_that_says_something_else_is_found,
@@ -116,6 +132,9 @@ fn main() -> ExitCode {
         profiles::a_development_image_needs_no_mirror_and_has_its_tools,
         profiles::a_recipe_of_ones_own_has_its_partition_its_container_and_its_file,
         integrity::a_healthy_device_is_silent_through_ten_boots_and_a_power_cut,
+        certificate::the_key_in_a_file_outlives_a_reset_and_certifies_it,
+        reset::systemds_factory_reset_target_ends_in_the_same_reset,
+        integrity::damage_of_the_overlay_is_found_by_a_scrub_and_gone_after_a_reset,
         reset::the_command_line_ends_in_the_same_reset,
         reset::a_reset_that_cannot_be_finished_leaves_the_device_up_and_can_be_tried_again,
         configuration::a_device_that_nobody_reaches_any_more_goes_back_by_itself,
@@ -130,5 +149,6 @@ fn main() -> ExitCode {
     let slow = slow.into_iter().map(|case| case.with_ignored_flag(true));
     let conclusion = libtest_mimic::run(&arguments, cases.into_iter().chain(slow).collect());
     clean_up();
+    tell_how_long_each_took();
     conclusion.exit_code()
 }
