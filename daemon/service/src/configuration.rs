@@ -130,15 +130,17 @@ impl Service {
     }
 
     /// Deletes a saved configuration.
-    pub async fn delete(&self, name: &str) -> Result<(), Error> {
+    pub async fn delete(&self, name: &str) -> Result<ConfigurationName, Error> {
         let name = name.parse::<ConfigurationName>()?.saved()?;
         self.is_not_awaited(&name).await?;
         self.writes_to_volume("deleted").await?;
-        blocking(move || host::delete(volume_mount(), &name).map_err(|error| refusal(&error))).await
+        let deleted = name.clone();
+        blocking(move || host::delete(volume_mount(), &deleted).map_err(|error| refusal(&error))).await?;
+        Ok(name)
     }
 
     /// Gives a saved configuration another name.
-    pub async fn rename(&self, from: &str, to: &str) -> Result<(), Error> {
+    pub async fn rename(&self, from: &str, to: &str) -> Result<(ConfigurationName, ConfigurationName), Error> {
         let (from, to) = (from.parse::<ConfigurationName>()?.saved()?, to.parse::<ConfigurationName>()?.saved()?);
         for name in [&from, &to] {
             self.is_not_awaited(name).await?;
@@ -146,14 +148,12 @@ impl Service {
         self.writes_to_volume("renamed").await?;
         let (old, new) = (from.clone(), to.clone());
         blocking(move || host::rename(volume_mount(), &old, &new).map_err(|error| refusal(&error))).await?;
-        if *self.desk.state().await?.configuration() == from {
-            let follows = self.desk.note(|state| {
-                state.configuration_renamed(&from, to);
-                Ok(())
-            });
-            follows.await?;
-        }
-        Ok(())
+        let follows = self.desk.note(|state| {
+            state.configuration_renamed(&from, &to);
+            Ok(())
+        });
+        follows.await?;
+        Ok((from, to))
     }
 
     /// Keeps what is on trial.

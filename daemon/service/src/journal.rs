@@ -2,13 +2,16 @@
 //!
 //! The identifiers are explained to people in `/usr/lib/systemd/catalog/nemos.catalog` (`journalctl -x`).
 
+use std::fmt;
+
 use nemos_api::Error;
 use nemos_model::JobId;
 use nemos_model::health::{Finding, Health, verdict};
 use nemos_model::integrity::{Event, Scrub};
 use nemos_model::job::{Job, Requester};
 use nemos_model::keys::KeyslotId;
-use nemos_model::overlay::{ConfigurationName, Tried};
+use nemos_model::overlay::{ConfigurationName, Mode, Tried};
+use tracing::field::display;
 use tracing::{info, warn};
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
@@ -16,9 +19,10 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::journal_layer::JournalLayer;
 
-/// A request was granted. Fields as in [`REQUEST_REFUSED`].
+/// A request was granted. Fields as in [`REQUEST_REFUSED`], and what it is about: `NEMOS_JOB`, `NEMOS_KEYSLOT` or
+/// `NEMOS_CONFIGURATION`.
 pub const REQUEST_GRANTED: &str = "d0c273ead1334af9b2e7b17176656ace";
-/// A request was refused: `NEMOS_ACTION`, `NEMOS_OUTCOME`, `NEMOS_JOB`, `NEMOS_CALLER_{UID,USER,PROCESS,LABEL}`, `NEMOS_ERROR`.
+/// A request was refused: `NEMOS_ACTION`, `NEMOS_OUTCOME`, `NEMOS_CALLER_{UID,USER,PROCESS,LABEL}`, `NEMOS_ERROR`.
 pub const REQUEST_REFUSED: &str = "5fa638dc82ed4d71b23d73780ef11a97";
 /// This boot carried out a job, or tried to: `NEMOS_JOB`, `NEMOS_JOB_STATE`.
 pub const CARRIED_OUT: &str = "a5e738d0a83547bd9b1074871801f537";
@@ -47,25 +51,64 @@ pub fn begin() {
     }
 }
 
-/// A request, and how it ended; with the job that it is about.
-pub fn request(action: &str, caller: &Requester, outcome: Result<JobId, &Error>) {
+/// What a request is about.
+pub enum Subject {
+    /// A job.
+    Job(JobId),
+    /// A key slot.
+    Keyslot(KeyslotId),
+    /// A configuration.
+    Configuration(ConfigurationName),
+    /// A configuration that has another name now.
+    Renamed(ConfigurationName, ConfigurationName),
+    /// A mode.
+    Mode(Mode),
+    /// What has no name.
+    Nothing,
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Subject::Job(job) => write!(f, ": job {job}"),
+            Subject::Keyslot(slot) => write!(f, ": key slot {slot}"),
+            Subject::Configuration(name) => write!(f, ": configuration {name}"),
+            Subject::Renamed(from, to) => write!(f, ": configuration {from}, now {to}"),
+            Subject::Mode(mode) => write!(f, ": mode {mode}"),
+            Subject::Nothing => Ok(()),
+        }
+    }
+}
+
+/// A request, and how it ended.
+pub fn request(action: &str, caller: &Requester, outcome: Result<Subject, &Error>) {
+    let subject = match outcome {
+        Ok(subject) => subject,
+        Err(error) => return refused(action, caller, error),
+    };
     let [user, process, label] =
         [&caller.user, &caller.process, &caller.label].map(|text| text.as_deref().unwrap_or_default());
-    match outcome {
-        Ok(job) => info!(
-            message_id = REQUEST_GRANTED,
-            nemos_action = action,
-            nemos_outcome = "granted",
-            nemos_job = %job,
-            nemos_caller_uid = caller.uid,
-            nemos_caller_user = user,
-            nemos_caller_process = process,
-            nemos_caller_label = label,
-            "{action} granted to uid {} ({process}): job {job}",
-            caller.uid
-        ),
-        Err(error) => refused(action, caller, error),
+    let (mut job, mut keyslot, mut configuration) = (None, None, None);
+    match &subject {
+        Subject::Job(id) => job = Some(display(id)),
+        Subject::Keyslot(slot) => keyslot = Some(display(slot)),
+        Subject::Configuration(name) | Subject::Renamed(name, _) => configuration = Some(display(name)),
+        Subject::Mode(_) | Subject::Nothing => {}
     }
+    info!(
+        message_id = REQUEST_GRANTED,
+        nemos_action = action,
+        nemos_outcome = "granted",
+        nemos_job = job,
+        nemos_keyslot = keyslot,
+        nemos_configuration = configuration,
+        nemos_caller_uid = caller.uid,
+        nemos_caller_user = user,
+        nemos_caller_process = process,
+        nemos_caller_label = label,
+        "{action} granted to uid {} ({process}){subject}",
+        caller.uid
+    );
 }
 
 fn refused(action: &str, caller: &Requester, error: &Error) {
@@ -144,62 +187,6 @@ pub fn health(findings: &[Finding]) {
             nemos_findings = reasons,
             "health is {health}: {reasons}"
         ),
-    }
-}
-
-/// A request about keys, and how it ended; with the slot that it is about.
-pub fn keys_request(action: &str, caller: &Requester, outcome: Result<KeyslotId, &Error>) {
-    let [user, process] = [&caller.user, &caller.process].map(|text| text.as_deref().unwrap_or_default());
-    match outcome {
-        Ok(slot) => info!(
-            message_id = REQUEST_GRANTED,
-            nemos_action = action,
-            nemos_outcome = "granted",
-            nemos_keyslot = %slot,
-            nemos_caller_uid = caller.uid,
-            nemos_caller_user = user,
-            nemos_caller_process = process,
-            "{action} granted to uid {} ({process}): key slot {slot}",
-            caller.uid
-        ),
-        Err(error) => refused(action, caller, error),
-    }
-}
-
-/// A request that makes no job, and how it ended.
-pub fn change(action: &str, caller: &Requester, outcome: Result<(), &Error>) {
-    let [user, process] = [&caller.user, &caller.process].map(|text| text.as_deref().unwrap_or_default());
-    match outcome {
-        Ok(()) => info!(
-            message_id = REQUEST_GRANTED,
-            nemos_action = action,
-            nemos_outcome = "granted",
-            nemos_caller_uid = caller.uid,
-            nemos_caller_user = user,
-            nemos_caller_process = process,
-            "{action} granted to uid {} ({process})",
-            caller.uid
-        ),
-        Err(error) => refused(action, caller, error),
-    }
-}
-
-/// A request about a configuration, and how it ended; with the configuration's name.
-pub fn configuration_request(action: &str, caller: &Requester, outcome: Result<&ConfigurationName, &Error>) {
-    let [user, process] = [&caller.user, &caller.process].map(|text| text.as_deref().unwrap_or_default());
-    match outcome {
-        Ok(name) => info!(
-            message_id = REQUEST_GRANTED,
-            nemos_action = action,
-            nemos_outcome = "granted",
-            nemos_configuration = %name,
-            nemos_caller_uid = caller.uid,
-            nemos_caller_user = user,
-            nemos_caller_process = process,
-            "{action} granted to uid {} ({process}): configuration {name}",
-            caller.uid
-        ),
-        Err(error) => refused(action, caller, error),
     }
 }
 

@@ -13,7 +13,7 @@ use zbus::{ObjectServer, interface};
 
 use crate::bus::Service;
 use crate::integrity::{self, scrub};
-use crate::journal;
+use crate::journal::{self, Subject};
 
 /// `org.nemos.Device1.Integrity`.
 pub struct Integrity {
@@ -56,7 +56,7 @@ impl Integrity {
             }
             Err(refusal) => Err(refusal),
         };
-        journal::change(action, &caller, outcome.as_ref().copied());
+        journal::request(action, &caller, outcome.as_ref().map(|()| Subject::Nothing));
         outcome
     }
 

@@ -12,7 +12,7 @@ use zbus::{ObjectServer, interface};
 
 use crate::bus::Service;
 use crate::bus::reset::action_for;
-use crate::journal;
+use crate::journal::{self, Subject};
 
 /// `org.nemos.Device1.Job`.
 pub struct Job {
@@ -42,7 +42,7 @@ impl Job {
             Ok(()) => self.service.desk.cancel(self.id).await,
             Err(refusal) => Err(refusal),
         };
-        journal::request(action, &caller, outcome.as_ref().map(|()| self.id));
+        journal::request(action, &caller, outcome.as_ref().map(|()| Subject::Job(self.id)));
         outcome
     }
 
@@ -62,7 +62,7 @@ impl Job {
             Ok(()) => self.service.desk.retry(self.id).await,
             Err(refusal) => Err(refusal),
         };
-        journal::request(action, &caller, outcome.as_ref().map(|job| job.id));
+        journal::request(action, &caller, outcome.as_ref().map(|job| Subject::Job(job.id)));
         outcome?;
         if reboot {
             self.service.reboot_after(std::future::ready(()), self.id);

@@ -15,7 +15,7 @@ use zbus::interface;
 use zbus::message::Header;
 
 use crate::bus::Service;
-use crate::journal;
+use crate::journal::{self, Subject};
 use crate::keys::{self, Wanted};
 
 /// How long a secret may take to come through its file descriptor.
@@ -45,7 +45,7 @@ impl Keys {
             Ok(()) => work(caller.clone()).await,
             Err(refusal) => Err(refusal),
         };
-        journal::keys_request(action, &caller, outcome.as_ref().map(|(slot, _)| *slot));
+        journal::request(action, &caller, outcome.as_ref().map(|(slot, _)| Subject::Keyslot(*slot)));
         outcome.map(|(_, result)| result)
     }
 

@@ -27,7 +27,7 @@ use crate::bus::Service;
 use crate::changes::Pages;
 use crate::configuration;
 use crate::desk::Asked;
-use crate::journal;
+use crate::journal::{self, Subject};
 
 /// `org.nemos.Device1.Overlay`.
 pub struct Overlay {
@@ -73,7 +73,7 @@ impl Overlay {
         caller: &Requester,
         objects: &ObjectServer,
     ) -> Result<ResponseDispatchNotifier<OwnedObjectPath>, Error> {
-        journal::request(action, caller, taken.as_ref().map(|(job, _)| job.id));
+        journal::request(action, caller, taken.as_ref().map(|(job, _)| Subject::Job(job.id)));
         let (job, reboot) = taken?;
         self.service.answer(objects, &job, reboot).await
     }
@@ -83,7 +83,7 @@ impl Overlay {
         &self,
         action: &'static str,
         call: &Header<'_>,
-        work: impl Future<Output = Result<(), Error>>,
+        work: impl Future<Output = Result<Subject, Error>>,
     ) -> Result<(), Error> {
         let gate = &self.service.gate;
         let caller = gate.caller(call).await.inspect_err(|error| journal::stranger(action, error))?;
@@ -91,8 +91,16 @@ impl Overlay {
             Ok(()) => work.await,
             Err(refusal) => Err(refusal),
         };
-        journal::change(action, &caller, outcome.as_ref().copied());
-        outcome
+        match outcome {
+            Ok(subject) => {
+                journal::request(action, &caller, Ok(subject));
+                Ok(())
+            }
+            Err(error) => {
+                journal::request(action, &caller, Err(&error));
+                Err(error)
+            }
+        }
     }
 
     /// Exports or imports a configuration, if the caller may ask for it, and notes both.
@@ -108,7 +116,7 @@ impl Overlay {
             Ok(()) => work().await,
             Err(refusal) => Err(refusal),
         };
-        journal::configuration_request(action, &caller, outcome.as_ref().map(|(name, _)| name));
+        journal::request(action, &caller, outcome.as_ref().map(|(name, _)| Subject::Configuration(name.clone())));
         outcome
     }
 
@@ -218,22 +226,25 @@ impl Overlay {
     }
 
     async fn confirm(&self, #[zbus(header)] call: Header<'_>) -> Result<(), Error> {
-        self.admitted(action::OVERLAY_CONFIRM, &call, self.service.confirm()).await
+        let confirmed = async { self.service.confirm().await.map(|()| Subject::Nothing) };
+        self.admitted(action::OVERLAY_CONFIRM, &call, confirmed).await
     }
 
     async fn delete(&self, name: &str, #[zbus(header)] call: Header<'_>) -> Result<(), Error> {
-        self.admitted(action::OVERLAY_DELETE, &call, self.service.delete(name)).await
+        let deleted = async { self.service.delete(name).await.map(Subject::Configuration) };
+        self.admitted(action::OVERLAY_DELETE, &call, deleted).await
     }
 
     async fn rename(&self, from: &str, to: &str, #[zbus(header)] call: Header<'_>) -> Result<(), Error> {
-        self.admitted(action::OVERLAY_DELETE, &call, self.service.rename(from, to)).await
+        let renamed = async { self.service.rename(from, to).await.map(|(from, to)| Subject::Renamed(from, to)) };
+        self.admitted(action::OVERLAY_DELETE, &call, renamed).await
     }
 
     async fn set_mode(&self, mode: &str, options: Dictionary, #[zbus(header)] call: Header<'_>) -> Result<(), Error> {
         let set = async {
             let (mode, (once, within)) = (parse(mode)?, ModeOptions::parse(options)?);
             self.service.can_be_tried(within).await?;
-            self.service.desk.note(|state| Ok(state.set_mode(mode, once, within)?)).await
+            self.service.desk.note(|state| Ok(state.set_mode(mode, once, within)?)).await.map(|()| Subject::Mode(mode))
         };
         self.admitted(action::OVERLAY_MODE, &call, set).await
     }

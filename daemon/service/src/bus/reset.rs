@@ -15,7 +15,7 @@ use zbus::{ObjectPath, ObjectServer, OwnedObjectPath, interface};
 
 use crate::bus::Service;
 use crate::desk::Asked;
-use crate::journal;
+use crate::journal::{self, Subject};
 
 /// `org.nemos.Device1.Reset`.
 pub struct Reset {
@@ -85,7 +85,7 @@ impl Reset {
         let action = scope.parse().map_or(action::RESET_FACTORY, action_for);
         let mut caller = self.service.gate.caller(&call).await.inspect_err(|error| journal::stranger(action, error))?;
         let taken = self.take(&call, &mut caller, scope, options).await;
-        journal::request(action, &caller, taken.as_ref().map(|(job, _)| job.id));
+        journal::request(action, &caller, taken.as_ref().map(|(job, _)| Subject::Job(job.id)));
         let (taken, reboot) = taken?;
         self.service.answer(objects, &taken, reboot).await
     }
@@ -105,7 +105,7 @@ impl Reset {
             Ok(()) => self.service.desk.certificate(id).await,
             Err(refusal) => Err(refusal),
         };
-        journal::request(action, &caller, outcome.as_ref().map(|_| id));
+        journal::request(action, &caller, outcome.as_ref().map(|_| Subject::Job(id)));
         outcome
     }
 
