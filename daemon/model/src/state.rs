@@ -400,10 +400,15 @@ impl DeviceState {
         &self.configuration
     }
 
-    /// Follows a configuration to its new name.
-    pub fn configuration_renamed(&mut self, from: &ConfigurationName, to: ConfigurationName) {
-        if self.configuration == *from {
-            self.configuration = to;
+    /// Follows a configuration to its new name: what is applied, and what is gone back to.
+    pub fn configuration_renamed(&mut self, from: &ConfigurationName, to: &ConfigurationName) {
+        let tried = self.trial.as_mut().map(|trial| &mut trial.tried);
+        let before = tried.and_then(|tried| match tried {
+            Tried::Configuration { before, .. } => Some(before),
+            Tried::Mode { .. } => None,
+        });
+        for name in before.into_iter().chain([&mut self.configuration]).filter(|name| **name == *from) {
+            name.clone_from(to);
         }
     }
 

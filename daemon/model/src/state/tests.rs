@@ -407,6 +407,20 @@ fn a_configuration_that_nobody_confirms_is_gone_back_from_once() {
 }
 
 #[test]
+fn a_configuration_with_a_new_name_is_gone_back_to() {
+    let mut state = provisioned();
+    applied(&mut state, 1, None);
+    state.request(apply("other", Some(60)), id(2), Timestamp(3)).unwrap();
+    assert_eq!(boots(&mut state, 4), AtBoot::CarryOut(id(2)));
+    finish(&mut state, id(2));
+
+    state.configuration_renamed(&"site".parse().unwrap(), &"home".parse().unwrap());
+    let AtBoot::CarryOut(back) = boots(&mut state, 5) else { panic!("it stays") };
+    finish(&mut state, back);
+    assert_eq!(state.configuration().as_str(), "home");
+}
+
+#[test]
 fn a_configuration_that_is_confirmed_or_had_not_to_be_stays() {
     for within in [Some(60), None] {
         let mut state = provisioned();
