@@ -47,7 +47,7 @@ image_tests() {
 part 'format' cargo fmt --all --check
 part 'lints' cargo clippy --locked --workspace --all-targets --test image -- --deny warnings
 part 'scripts' shellcheck --external-sources image-builder/*.sh image-builder/bench tests/*.sh
-part 'rules and devices' cargo test --locked --workspace --no-fail-fast
+part 'rules and devices' cargo test --locked --workspace --tests --no-fail-fast
 # An image that could not be built is one failure; its tests are not run.
 part 'image' build_image dev && part 'signed images' build_signed_images && part 'whole devices' image_tests
 
