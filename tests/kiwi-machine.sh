@@ -39,7 +39,7 @@ fi
 # Kiwi's root tree and its disk are in memory.
 cd "$folder/kiwi"
 NEMOS_UKIFY=$folder/ukify NEMOS_STUB=$folder/linuxx64.efi.stub "$folder/venv/bin/kiwi-ng" \
-    --config kiwi.yaml --profile "${NEMOS_PROFILE:-bootstrapped}" --shared-cache-dir /tmp/cache --logfile /run/out/log \
+    --config kiwi.yaml --profile "${NEMOS_PROFILE:?}" --shared-cache-dir /tmp/cache --logfile /run/out/log \
     system build --description x86 --target-dir /tmp/target \
     --ignore-repos --add-repo "dir://$folder/repo,apt-deb,nemos-kiwi,,,,,,,false"
 cp --sparse=always /tmp/target/*.raw /run/out/nemos-kiwi.raw

@@ -5,8 +5,8 @@
 # Kiwi needs root, loop devices and device-mapper, and gets them in User-Mode Linux. There is no network: Kiwi itself
 # comes from PyPI before, and Debian's packages from the mirror that apt is configured with, or from $NEMOS_MIRROR.
 #
-#     tests/kiwi.sh              with the root file system of the last run, if there is one
-#     tests/kiwi.sh --fresh      fetches the packages anew
+#     tests/kiwi.sh [PROFILE]            `bootstrapped`, if none is named; with the packages of the last run, if there are any
+#     tests/kiwi.sh --fresh [PROFILE]    fetches the packages anew
 set -o errexit -o nounset -o pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=image-builder/host.sh
@@ -26,7 +26,11 @@ is_root || die 'Kiwi keeps the owners of files, and User-Mode Linux takes them f
 first=$(builder_folder)
 [ -e "$first/out/nemos-default.raw" ] || die 'there is no image to compare with: run tests/run.sh'
 folder=$first/kiwi
-[ "${1:-}" != --fresh ] || rm --recursive --force "$folder/repo" "$folder/apt"
+if [ "${1:-}" = --fresh ]; then
+    rm --recursive --force "$folder/repo" "$folder/apt"
+    shift
+fi
+profile=${1:-bootstrapped}
 rm --recursive --force "$folder/kiwi" "$folder/out"
 mkdir --parents "$folder/out"
 cp tests/kiwi-machine.sh "$folder"
@@ -80,14 +84,14 @@ if [ ! -e "$folder/repo" ]; then
     make_repository
 fi
 
-say 'the build, in User-Mode Linux'
+say "the build of profile $profile, in User-Mode Linux"
 git ls-files -z image-builder/kiwi | xargs --null cp --parents --target-directory "$folder"
 mv "$folder/image-builder/kiwi" "$folder/kiwi"
 rmdir "$folder/image-builder"
 cp "$first/nemos.deb" "$folder/kiwi/x86/nemos.deb"
 "$first/bin/nemos-image" keys --output "$folder/kiwi/keys"
 TMPDIR=/dev/shm linux.uml mem="${memory}M" root=/dev/root rootfstype=hostfs rootflags=/ ro quiet con=null con0=null,fd:1 ssl=null \
-    init="$folder/kiwi-machine.sh" NEMOS_KIWI="$folder" > "$folder/out/console" 2>&1 < /dev/null || true
+    init="$folder/kiwi-machine.sh" NEMOS_KIWI="$folder" NEMOS_PROFILE="$profile" > "$folder/out/console" 2>&1 < /dev/null || true
 if [ "$(cat "$folder/out/status" 2>/dev/null)" != 0 ]; then
     tail --lines 30 "$folder/out/console" "$folder/out/log" >&2
     die "Kiwi made no image; all it said is in $folder/out"
