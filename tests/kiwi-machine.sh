@@ -36,10 +36,12 @@ if [ "$$" -eq 1 ]; then
     exit 0
 fi
 
-# Kiwi's root tree and its disk are in memory.
+# Kiwi's root tree and its disk are in memory. Its repository is mounted in the tree at the place that it has here.
+mkdir /run/repository
+mount --bind "$folder/repo" /run/repository
 cd "$folder/kiwi"
 NEMOS_UKIFY=$folder/ukify NEMOS_STUB=$folder/linuxx64.efi.stub "$folder/venv/bin/kiwi-ng" \
     --config kiwi.yaml --profile "${NEMOS_PROFILE:?}" --shared-cache-dir /tmp/cache --logfile /run/out/log \
     system build --description x86 --target-dir /tmp/target \
-    --ignore-repos --add-repo "dir://$folder/repo,apt-deb,nemos-kiwi,,,,,,,false"
+    --ignore-repos --add-repo "dir:///run/repository,apt-deb,nemos-kiwi,,,,,,,false"
 cp --sparse=always /tmp/target/*.raw /run/out/nemos-kiwi.raw

@@ -69,7 +69,9 @@ mkdir --parents /boot/efi
 
 # A device takes its software from images: nothing installs packages on it. The rest is the device's own, or nobody's.
 dpkg --purge apt libapt-pkg7.0 debian-archive-keyring sqv
-rm --recursive --force /etc/ssh/ssh_host_* /etc/resolv.conf /var/lib/dbus/machine-id /var/cache/* /var/log/*.log \
+# Kiwi mounts a repository that is a folder of its host at the same place in here, which may be below /var/cache: it stays.
+rm --recursive --force --one-file-system /var/cache/* || true
+rm --recursive --force /etc/ssh/ssh_host_* /etc/resolv.conf /var/lib/dbus/machine-id /var/log/*.log \
     /var/log/apt /var/lib/apt /etc/apt /var/lib/systemd/random-seed /etc/.pwd.lock /etc/*- /var/lib/dpkg/*-old \
     /usr/share/{doc,info,lintian,locale,man}/* /usr/lib/x86_64-linux-gnu/libicu* /usr/sbin/xfs_scrub* \
     /usr/lib/podman/netavark-dhcp-proxy-client /usr/libexec/podman/podman-testing
