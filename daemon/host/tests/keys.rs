@@ -87,7 +87,7 @@ impl Device {
         let known = Known { slots: &slots, opened_by: None };
         let begin = if rotates { Known::rotate } else { Known::enroll };
         let change = begin(&known, provider, Requester::image(), Timestamp(7))?;
-        let (unlock, new) = (Key::Secret(again(unlock)), NewKey::Secret(provider, again(new)));
+        let (unlock, new) = (Key::Secret(again(unlock)), NewKey { provider, key: Key::Secret(again(new)) });
         self.keys().add(memory, &change, &unlock, &new)?;
         Ok(change.new_slot().unwrap())
     }
@@ -101,7 +101,7 @@ impl Device {
     /// What nemosd does when it starts, in a boot that was opened by that slot. Nothing is left half done.
     fn starts(&self, opened_by: Option<KeyslotId>) -> Option<Change> {
         let notes = Notes::of(self);
-        let boot = opened_by.map(|opened_by| Boot { id: "later", opened_by });
+        let boot = opened_by.map(|opened_by| Boot { id: "later", opened_by, untried: &[] });
         self.keys().settle(&notes, boot.as_ref()).unwrap();
         assert!(!self.state.path().join(BACKUP).exists(), "a copy of the header outlives the change");
         for slot in slots(&self.volume).unwrap() {

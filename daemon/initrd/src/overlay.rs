@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nemos_host::integrity::scrub::header;
+use nemos_host::keys::Unlocked;
 use nemos_host::mounts::unmount;
 use nemos_host::overlay::policy::policy;
 use nemos_host::overlay::reserve::with_room;
@@ -21,7 +22,7 @@ use nemos_model::state::Volume;
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use crate::unlock::{Unlocked, unlock};
+use crate::unlock::unlock;
 
 /// How long the partition may take to appear.
 const APPEAR: Duration = Duration::from_secs(10);
@@ -65,7 +66,7 @@ pub fn open(
     let opened = match expected {
         Some(Volume::NeverProvisioned | Volume::Erased) => Err(Reason::OverlayMissing),
         Some(Volume::Built) => Err(Reason::OverlayNotTakenOver),
-        _ => open_volume(disk, expected, asked),
+        _ => open_volume(disk, expected, asked, lower),
     };
     let opened = opened.and_then(|opened| match asked {
         Mode::Persistent => {
@@ -164,14 +165,19 @@ fn damaged_headers(disk: &Disk) -> Vec<u64> {
 }
 
 /// Opens the volume, and mounts it where that mode has it.
-fn open_volume(disk: &Disk, expected: Option<Volume>, mode: Mode) -> Result<(Uuid, Unlocked), Reason> {
+fn open_volume(
+    disk: &Disk,
+    expected: Option<Volume>,
+    mode: Mode,
+    lower: &Path,
+) -> Result<(Uuid, Unlocked), Reason> {
     let damaged = |error| Reason::OverlayDamaged { error };
     let partition = disk.partition(Partition::Root, APPEAR).map_err(|error| damaged(error.to_string()))?;
     let found = host::identity(&partition).map_err(|error| error.to_string()).map_err(damaged)?;
     if expected.is_some_and(|volume| !volume.is(&found)) {
         return Err(Reason::OverlayForeign { uuid: found.uuid });
     }
-    let unlocked = unlock(&partition).map_err(damaged)?;
+    let unlocked = unlock(&partition, lower).map_err(damaged)?;
     host::open_slot(&partition, &unlocked.key, unlocked.slot).map_err(|error| damaged(error.to_string()))?;
     let (place, mounted) = match mode {
         Mode::Persistent => (UPPER_MOUNT, mount_to_change(Path::new(UPPER_MOUNT))),

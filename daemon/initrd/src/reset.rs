@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use nemos_host::job::new_id;
-use nemos_host::keys::read_key_file;
+use nemos_host::keys::{Unlocked, read_key_file};
 use nemos_host::overlay;
 use nemos_host::partitions::Disk;
 use nemos_host::reset::{Work, carry_out as carry_out_step, destroy_stage};
@@ -22,7 +22,7 @@ use nemos_model::state::{AtBoot, DeviceState, NotTaken, Outcome, Volume};
 use thiserror::Error;
 use tracing::{error, info, warn};
 
-use crate::unlock::{Unlocked, unlock};
+use crate::unlock::unlock;
 
 /// How long the partition may take to appear.
 const APPEAR: Duration = Duration::from_secs(10);
@@ -182,13 +182,13 @@ fn do_steps(
 }
 
 /// Finds a key for the volume that there is, if it is this device's.
-fn unlock_old(disk: &Disk, volume: Volume) -> Result<Unlocked, String> {
+fn unlock_old(disk: &Disk, lower: &Path, volume: Volume) -> Result<Unlocked, String> {
     let partition = disk.partition(Partition::Root, APPEAR).map_err(|error| error.to_string())?;
     let found = overlay::identity(&partition).map_err(|error| error.to_string())?;
     if !volume.is(&found) {
         return Err(Reason::OverlayForeign { uuid: found.uuid }.to_string());
     }
-    unlock(&partition)
+    unlock(&partition, lower)
 }
 
 fn one_step(step: Step, job: &Job, place: &Place<'_>, volume: Volume) -> Result<Outcome, String> {
@@ -203,7 +203,7 @@ fn one_step(step: Step, job: &Job, place: &Place<'_>, volume: Volume) -> Result<
     };
     let Place { disk, lower, root_hash, state } = *place;
     // The volume that there is may have other keys than one that is made.
-    let unlocked = if step.opens_volume() { Some(unlock_old(disk, volume)?) } else { None };
+    let unlocked = if step.opens_volume() { Some(unlock_old(disk, lower, volume)?) } else { None };
     let unlock = unlocked.as_ref().map(|unlocked| (&unlocked.key, unlocked.slot));
     let work = Work { disk, secret: &secret, unlock, lower, root_hash, state, scratch: Path::new(SCRATCH) };
     carry_out_step(step, job, &work, &mut progress).map_err(|error| error.to_string())

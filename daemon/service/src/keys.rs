@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use nemos_api::{Error, ErrorKind};
 use nemos_host::keys::{
-    ChangeError, Key, Keys, Memory, NewKey, Recipient, Secret, has_tpm2, policy, read_key_file, try_key,
+    ChangeError, Given, Key, Keys, Memory, Moment, Recipient, Secret, has_tpm2, order, policy, try_slot, unlock, way,
 };
 use nemos_host::partitions::Disk;
 use nemos_model::Timestamp;
@@ -17,7 +17,7 @@ use nemos_model::keys::change::Known;
 use nemos_model::keys::forecast::Tried;
 use nemos_model::keys::policy::Step;
 use nemos_model::keys::recovery::Sealed;
-use nemos_model::keys::{Boot, DEMO_KEY_COPY, Forecast, KeyslotId, Origin, Policy, Provider, Refused, Slot, forecast};
+use nemos_model::keys::{Boot, Forecast, KeyslotId, Policy, Provider, Refused, Slot, forecast};
 use nemos_model::overlay::LOWER_MOUNT;
 use nemos_model::partitions::Partition;
 use nemos_model::stack::Observed;
@@ -57,8 +57,8 @@ pub struct Wanted {
     pub rotates: bool,
     /// A key that opens the volume now; the demo key if it is not given.
     pub unlock: Option<Secret>,
-    /// It; `None` if it is the TPM's.
-    pub secret: Option<Secret>,
+    /// What is given for it.
+    pub given: Given,
 }
 
 /// Adds a key, and gives its slot.
@@ -76,8 +76,8 @@ async fn add_at(
     at: Timestamp,
     decided: Option<(Policy, Step)>,
 ) -> Result<KeyslotId, Error> {
-    let Wanted { provider, rotates, unlock, secret } = wanted;
-    let new = secret.map_or(NewKey::Tpm2, |secret| NewKey::Secret(provider, secret));
+    let Wanted { provider, rotates, unlock, given } = wanted;
+    let new = way(provider).new_key(given).map_err(|error| not_changed(&error))?;
     let boot = service.desk.boot_id().await?;
     work(service, move |place, known, memory| {
         if decided.is_some_and(|(policy, step)| policy.next(&known, has_tpm2()) != Some(step)) {
@@ -85,7 +85,7 @@ async fn add_at(
         }
         let change = if rotates { known.rotate(provider, by, at) } else { known.enroll(provider, by, at) }?;
         let change = change.made_in(boot);
-        let unlock = unlock.map_or_else(|| at_hand(known.slots), |secret| Ok(Key::Secret(secret)))?;
+        let unlock = unlock.map_or_else(|| at_hand(place, known.slots), |secret| Ok(Key::Secret(secret)))?;
         place.add(memory, &change, &unlock, &new).map_err(|error| not_changed(&error))?;
         change.new_slot().ok_or_else(|| Error::new(ErrorKind::Failed, "no key slot was added"))
     })
@@ -111,7 +111,9 @@ async fn remove_now(service: &Arc<Service>, slot: KeyslotId, by: Requester) -> R
 pub async fn settle(service: &Arc<Service>) {
     let boot = service.desk.boot_id().await.ok();
     let settled = work(service, move |place, known, memory| {
-        let boot = boot.as_deref().zip(known.opened_by).map(|(id, opened_by)| Boot { id, opened_by });
+        let untried = known.opened_by.map(|slot| behind(known.slots, slot)).unwrap_or_default();
+        let boot = boot.as_deref().zip(known.opened_by);
+        let boot = boot.map(|(id, opened_by)| Boot { id, opened_by, untried: &untried });
         place.settle(memory, boot.as_ref()).map_err(|error| not_changed(&error))
     });
     match settled.await {
@@ -152,7 +154,7 @@ async fn take(service: &Arc<Service>, policy: &Policy, step: Step) -> Result<Key
     let by = Requester::policy();
     match step {
         Step::EnrollTpm2 => {
-            let wanted = Wanted { provider: Provider::Tpm2, rotates: false, unlock: None, secret: None };
+            let wanted = Wanted { provider: Provider::Tpm2, rotates: false, unlock: None, given: Given { secret: None } };
             add_at(service, wanted, by, service.desk.now(), Some((policy.clone(), step))).await
         }
         Step::SealRecoveryKey => {
@@ -168,7 +170,7 @@ async fn take(service: &Arc<Service>, policy: &Policy, step: Step) -> Result<Key
                 Ok(())
             };
             service.desk.note(seal).await?;
-            let wanted = Wanted { provider: Provider::RecoveryKey, rotates: false, unlock: None, secret: Some(secret) };
+            let wanted = Wanted { provider: Provider::RecoveryKey, rotates: false, unlock: None, given: Given { secret: Some(secret) } };
             add_at(service, wanted, by, created, Some((policy.clone(), step))).await
         }
         Step::RemoveDemoKey(slot) => remove_now(service, slot, by).await.map(|()| slot),
@@ -220,35 +222,28 @@ fn volume(seen: &Observed) -> Result<(PathBuf, Vec<Slot>), Error> {
     Ok((partition, slots))
 }
 
-/// What came of trying all that needs nobody.
+/// What came of trying each slot.
 fn tried(place: Keys<'_>, slots: &[Slot]) -> Tried {
-    let demo_key = read_key_file(Path::new(DEMO_KEY_COPY)).map(Key::Secret).map_err(|_| "the initrd has no demo key");
-    let tries = slots.iter().filter_map(|slot| {
-        let (provider, key) = match (slot.provider(), &slot.origin) {
-            (Some(Provider::Tpm2), _) => (Provider::Tpm2, Ok(&Key::Tpm2)),
-            (Some(Provider::DemoKey), _) | (None, Origin::Unrecorded) => (Provider::DemoKey, demo_key.as_ref()),
-            _ => return None,
-        };
-        let opened = key.map_err(ToString::to_string).and_then(|key| {
-            try_key(place.partition, key, Some(slot.id)).map(|_| provider).map_err(|error| error.to_string())
-        });
-        Some((slot.id, opened))
-    });
+    let order = order(Path::new(LOWER_MOUNT));
+    let tries = slots.iter().filter_map(|slot| Some((slot.id, try_slot(place.partition, slot, &order)?)));
     tries.collect()
 }
 
-/// A key that opens the volume without anybody: the demo key, if the initrd has one and it has a slot, or the TPM's.
-fn at_hand(slots: &[Slot]) -> Result<Key, Error> {
-    let has = |provider| slots.iter().any(|slot| slot.provider() == Some(provider));
-    let demo_key = read_key_file(Path::new(DEMO_KEY_COPY));
-    match demo_key {
-        _ if has(Provider::Tpm2) && !has(Provider::DemoKey) => Ok(Key::Tpm2),
-        Ok(demo_key) => Ok(Key::Secret(demo_key)),
-        Err(_) => {
-            let message = "a key that opens the volume is needed to add another, and this image has no demo key; give one (--unlock-file)";
-            Err(Error::new(ErrorKind::InvalidArgument, message))
-        }
-    }
+/// The providers that a boot does not come to that is opened by that slot.
+fn behind(slots: &[Slot], opened_by: KeyslotId) -> Vec<Provider> {
+    let provider = slots.iter().find(|slot| slot.id == opened_by).and_then(Slot::provider);
+    order(Path::new(LOWER_MOUNT)).into_iter().skip_while(|tried| Some(*tried) != provider).skip(1).collect()
+}
+
+/// A key that opens the volume without anybody; rather a secret than what a token keeps, for every program takes that.
+fn at_hand(place: Keys<'_>, slots: &[Slot]) -> Result<Key, Error> {
+    let mut order = order(Path::new(LOWER_MOUNT));
+    order.sort_by_key(|provider| provider.is_token());
+    let unlocked = unlock(place.partition, slots, &order, Moment::Running).map_err(|error| {
+        let message = format!("a key that opens the volume is needed to add another; give one (--unlock-file): {error}");
+        Error::new(ErrorKind::InvalidArgument, message)
+    })?;
+    Ok(unlocked.key)
 }
 
 /// The desk, for a thread that blocks.
@@ -277,7 +272,7 @@ impl Memory for Desk {
 fn not_changed(error: &ChangeError) -> Error {
     match error {
         ChangeError::Refused(refusal) => refusal.clone().into(),
-        ChangeError::WrongKey { .. } | ChangeError::NotNew { .. } | ChangeError::Tpm2Full => {
+        ChangeError::WrongKey { .. } | ChangeError::NotNew { .. } | ChangeError::Unfit { .. } | ChangeError::Tpm2Full => {
             Error::new(ErrorKind::InvalidArgument, error.to_string())
         }
         ChangeError::Backup { source, .. } if source.kind() == io::ErrorKind::StorageFull => {

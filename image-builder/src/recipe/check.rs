@@ -108,7 +108,10 @@ fn partitions(added: &BTreeMap<String, OwnPartition>) -> Checked {
 }
 
 fn keys(policy: &Policy) -> Checked {
-    policy.check().map_err(|error| fault(["keys", "recovery-key"], error.to_string()))?;
+    policy.check().map_err(|error| match policy.named_twice() {
+        Some(index) => fault(["keys", "order", &index.to_string()], error.to_string()),
+        None => fault(["keys", "recovery-key"], error.to_string()),
+    })?;
     for (number, recipient) in policy.recipients.iter().enumerate() {
         if let Err(reason) = age::x25519::Recipient::from_str(recipient) {
             let what = format!("`{recipient}` is not the public half of an age key, as age1...: {reason}");

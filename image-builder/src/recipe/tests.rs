@@ -120,6 +120,8 @@ fn a_mistake_is_found_by_its_line() {
             "[keys]\ntpm2 = false\nrecovery-key = true",
             "my.toml, line 5: a recovery-key is for when the TPM does not open",
         ),
+        ("[keys]\norder = [\n    \"tpm2\",\n    \"luck\",\n]", "my.toml, line 6: unknown variant `luck`"),
+        ("[keys]\norder = [\n    \"tpm2\",\n    \"tpm2\",\n]", "my.toml, line 6: tpm2 is in the order twice"),
         ("[overlay]\nvolatile-size = \"1GiB\"", "my.toml, line 4: `1GiB` is no amount of memory for changes"),
         (
             "[configurations]\nsigners = [\n    \"age1nobody\",\n]",

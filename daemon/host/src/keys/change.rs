@@ -12,7 +12,7 @@ use tracing::{info, warn};
 
 use crate::command::CommandError;
 use crate::cryptsetup::CryptError;
-use crate::keys::{Key, Secret, header, tpm2};
+use crate::keys::{Key, Secret, header, way};
 use crate::state::StateError;
 use crate::wipe::wipe;
 
@@ -44,6 +44,14 @@ pub enum ChangeError {
         /// The slot.
         slot: KeyslotId,
     },
+    /// What is given makes no key of that provider.
+    #[error("a key of provider {provider} {what}")]
+    Unfit {
+        /// Which.
+        provider: Provider,
+        /// What it would be.
+        what: &'static str,
+    },
     /// A program failed.
     #[error(transparent)]
     Command(#[from] CommandError),
@@ -65,6 +73,12 @@ pub enum ChangeError {
     Memory(String),
 }
 
+impl ChangeError {
+    pub(super) const fn unfit(provider: Provider, what: &'static str) -> Self {
+        ChangeError::Unfit { provider, what }
+    }
+}
+
 /// What the device remembers, whoever has it in hands: a change is on the disk when this returns.
 pub trait Memory {
     /// Changes it.
@@ -73,11 +87,11 @@ pub trait Memory {
 
 /// A key that is to be added.
 #[derive(Debug)]
-pub enum NewKey {
-    /// A secret of that provider.
-    Secret(Provider, Secret),
-    /// One that the TPM makes and keeps.
-    Tpm2,
+pub struct NewKey {
+    /// What it is.
+    pub provider: Provider,
+    /// What will open its slot.
+    pub key: Key,
 }
 
 /// The volume whose keys are changed.
@@ -94,7 +108,7 @@ impl Keys<'_> {
     pub fn add(&self, memory: &impl Memory, change: &Change, unlock: &Key, new: &NewKey) -> Result<(), ChangeError> {
         let unlocks =
             self.opens(unlock)?.ok_or_else(|| ChangeError::WrongKey { partition: self.partition.to_owned() })?;
-        if let NewKey::Secret(_, secret) = new
+        if let Key::Secret(secret) = &new.key
             && let Some(slot) = self.opens_secret(secret)?
         {
             return Err(ChangeError::NotNew { slot });
@@ -121,19 +135,13 @@ impl Keys<'_> {
     ) -> Result<(), ChangeError> {
         let (Some(slot), Some(record)) = (change.new_slot(), change.record()) else { return Ok(()) };
         self.back_up()?;
-        match new {
-            NewKey::Secret(provider, secret) => header::add(self.partition, slot, *provider, unlock, secret)?,
-            NewKey::Tpm2 => tpm2::enroll(self.partition, unlock)?,
-        }
+        way(new.provider).enroll(self.partition, slot, unlock, new)?;
         if let Err(error) = header::try_key(self.partition, unlock, Some(unlocks)) {
             warn!("the header is put back, for the key that was there does not open it any more: {error}");
             header::restore(self.partition, &self.backup())?;
             return Err(error.into());
         }
-        match new {
-            NewKey::Secret(_, secret) => header::try_secret(self.partition, secret, Some(slot))?,
-            NewKey::Tpm2 => header::try_key(self.partition, &Key::Tpm2, Some(slot))?,
-        };
+        header::try_key(self.partition, &new.key, Some(slot))?;
         Ok(header::record_on(self.partition, slot, record)?)
     }
 

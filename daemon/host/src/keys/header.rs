@@ -22,8 +22,8 @@ const STRETCH_MEMORY: u32 = 256 << 10;
 /// How the secrets of a provider are stretched. What was made at random is not guessed word by word: stretching it would cost
 /// time at every boot and protect nothing.
 pub(crate) fn pbkdf(provider: Provider) -> CryptPbkdfType {
-    match provider {
-        Provider::Passphrase => CryptPbkdfType {
+    if provider.can_be_guessed() {
+        CryptPbkdfType {
             type_: CryptKdf::Argon2Id,
             hash: None,
             time_ms: STRETCH,
@@ -31,8 +31,9 @@ pub(crate) fn pbkdf(provider: Provider) -> CryptPbkdfType {
             max_memory_kb: STRETCH_MEMORY,
             parallel_threads: 2,
             flags: CryptPbkdf::empty(),
-        },
-        Provider::DemoKey | Provider::Tpm2 | Provider::RecoveryKey => CryptPbkdfType {
+        }
+    } else {
+        CryptPbkdfType {
             type_: CryptKdf::Pbkdf2,
             hash: Some("sha256".to_owned()),
             time_ms: 0,
@@ -40,7 +41,7 @@ pub(crate) fn pbkdf(provider: Provider) -> CryptPbkdfType {
             max_memory_kb: 0,
             parallel_threads: 0,
             flags: CryptPbkdf::NO_BENCHMARK,
-        },
+        }
     }
 }
 

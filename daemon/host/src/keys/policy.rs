@@ -4,9 +4,10 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use nemos_model::keys::Policy;
+use nemos_model::keys::{Policy, Provider};
 use nemos_model::keys::policy::{BadPolicy, FILE};
 use thiserror::Error;
+use tracing::warn;
 
 /// A policy that cannot be used.
 #[derive(Debug, Error)]
@@ -50,6 +51,15 @@ pub fn policy(root: &Path) -> Result<Policy, PolicyError> {
     Ok(policy)
 }
 
+/// The order in which that image has the providers tried. Without a policy that can be read, the usual one: a device must open.
+pub fn order(root: &Path) -> Vec<Provider> {
+    let policy = policy(root).unwrap_or_else(|error| {
+        warn!("the keys are tried in their usual order: {error}");
+        Policy::default()
+    });
+    policy.order()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -64,6 +74,9 @@ mod tests {
         assert!(policy(root.path()).unwrap().tpm2);
         fs::write(&file, r#"{"recovery-key": true}"#).unwrap();
         assert!(matches!(policy(root.path()), Err(PolicyError::Bad { .. })));
+        assert_eq!(order(root.path()), Provider::ALL, "a policy that is none must not lock a device");
+        fs::write(&file, r#"{"order": ["demo-key"]}"#).unwrap();
+        assert_eq!(order(root.path())[..2], [Provider::DemoKey, Provider::Tpm2]);
         fs::write(&file, "enroll").unwrap();
         assert!(matches!(policy(root.path()), Err(PolicyError::Malformed { .. })));
     }

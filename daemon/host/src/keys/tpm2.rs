@@ -8,10 +8,12 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use nemos_model::keys::slot::{Tpm2Token, tpm2_tokens};
+use nemos_model::keys::{Closed, KeyslotId, Provider, Slot};
 
 use crate::command::{CommandError, run_with_input};
 use crate::integrity::scrub::header::metadata;
-use crate::keys::{ChangeError, Key};
+use crate::keys::way::{Given, Moment, Way};
+use crate::keys::{ChangeError, Key, NewKey};
 
 /// How the kernel shares a TPM 2.0 among those who use it.
 const DEVICE: &str = "/dev/tpmrm0";
@@ -20,6 +22,30 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// An enrolment with the policy of one that is there does nothing, so a rotation takes the other one. PCR 14 is not extended by
 /// anything on a device of ours.
 const POLICIES: [&str; 2] = ["7", "7+14"];
+
+pub(super) struct Tpm2;
+
+impl Way for Tpm2 {
+    fn provider(&self) -> Provider {
+        Provider::Tpm2
+    }
+
+    fn key(&self, _: &Slot, _: Moment) -> Result<Key, Closed> {
+        Ok(Key::Tpm2)
+    }
+
+    fn takes_secret(&self) -> bool {
+        false
+    }
+
+    fn new_key(&self, _: Given) -> Result<NewKey, ChangeError> {
+        Ok(NewKey { provider: Provider::Tpm2, key: Key::Tpm2 })
+    }
+
+    fn enroll(&self, partition: &Path, _: KeyslotId, unlock: &Key, _: &NewKey) -> Result<(), ChangeError> {
+        enroll(partition, unlock)
+    }
+}
 
 /// Whether the device has a TPM 2.0.
 pub fn has_tpm2() -> bool {
@@ -32,7 +58,7 @@ pub(super) fn tokens(partition: &Path) -> Vec<Tpm2Token> {
 }
 
 /// Has the TPM make a key for the lowest key slot that is free.
-pub(super) fn enroll(partition: &Path, unlock: &Key) -> Result<(), ChangeError> {
+fn enroll(partition: &Path, unlock: &Key) -> Result<(), ChangeError> {
     let is_free = |policy: &&&str| tokens(partition).iter().all(|token| token.pcrs() != ***policy);
     let policy = POLICIES.iter().find(is_free).ok_or(ChangeError::Tpm2Full)?;
     let pcrs = format!("--tpm2-pcrs={policy}");

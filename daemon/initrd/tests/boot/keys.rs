@@ -34,7 +34,7 @@ fn with_a_recovery_key_only(device: &Device) -> Secret {
         let known = Known { slots: &known, opened_by: None };
         let change = known.enroll(Provider::RecoveryKey, Requester::image(), Timestamp(7)).unwrap();
         let typed = Secret::typed(std::str::from_utf8(recovery.expose()).unwrap());
-        let new = NewKey::Secret(Provider::RecoveryKey, typed);
+        let new = NewKey { provider: Provider::RecoveryKey, key: Key::Secret(typed) };
         keys.add(&notes, &change, &Key::Secret(Secret::typed("insecure")), &new).unwrap();
         let known = slots(&partition).unwrap();
         let demo = KeyslotId::try_from(0).unwrap();

@@ -82,6 +82,8 @@ pub struct Boot<'a> {
     pub id: &'a str,
     /// By which key slot.
     pub opened_by: KeyslotId,
+    /// What is tried behind the provider that opened it: the boot did not come to that.
+    pub untried: &'a [Provider],
 }
 
 /// What has to be done for a change that somebody finds.
@@ -219,12 +221,13 @@ impl Change {
         Change { made_in: Some(boot), ..self }
     }
 
-    /// Whether a boot confirms it: a later one, opened by the new slot, or, of keys that somebody has to type, by another than
-    /// the old one. A recovery key that nobody needs opens no boot, and the one before it goes all the same.
+    /// Whether a boot confirms it: a later one, opened by the new slot, or, of keys that somebody has to type or that are not
+    /// tried in such a boot, by another than the old one. A recovery key that nobody needs opens no boot, and the one before it
+    /// goes all the same.
     pub fn is_confirmed_by(&self, boot: &Boot<'_>) -> bool {
-        let is_typed = self.provider.is_some_and(Provider::needs_somebody);
+        let is_spare = self.provider.is_some_and(|own| own.needs_somebody() || boot.untried.contains(&own));
         let opened_by = Some(boot.opened_by);
-        let did_without = opened_by == self.new_slot() || is_typed && opened_by != self.old_slot();
+        let did_without = opened_by == self.new_slot() || is_spare && opened_by != self.old_slot();
         self.stage == Stage::Unconfirmed && self.made_in.as_deref() != Some(boot.id) && did_without
     }
 
@@ -268,7 +271,7 @@ mod tests {
     }
 
     fn boot(opened_by: u32) -> Boot<'static> {
-        Boot { id: "later", opened_by: id(opened_by) }
+        Boot { id: "later", opened_by: id(opened_by), untried: &[] }
     }
 
     fn known(slots: &[Slot], opened_by: u32) -> Known<'_> {
@@ -302,6 +305,8 @@ mod tests {
         assert!(change.is_confirmed_by(&boot(0)), "the TPM opened the boot");
         assert!(!change.is_confirmed_by(&boot(3)), "the old one opened it");
         assert!(!rotate(Provider::Tpm2).is_confirmed_by(&boot(3)), "the new one should have opened it");
+        let untried = Boot { untried: &[Provider::Tpm2], ..boot(3) };
+        assert!(rotate(Provider::Tpm2).is_confirmed_by(&untried), "it is tried behind what opened the boot");
     }
 
     #[test]
@@ -339,7 +344,7 @@ mod tests {
         /// proven since.
         #[test]
         fn nobody_is_locked_out(
-            providers in prop::collection::btree_map(0..32u32, prop::option::of(0..3usize), 1..32),
+            providers in prop::collection::btree_map(0..32u32, prop::option::of(0..Provider::ALL.len()), 1..32),
             asked in 0..3usize, target in 0..32u32, boots_by in 0..32usize, proven: bool,
         ) {
             let slots: Vec<Slot> =
@@ -360,9 +365,9 @@ mod tests {
                     let Some(left) = change.proven() else { return Ok(()) };
                     change = left;
                     let opened_by = there[boots_by % there.len()].id;
-                    let by_new = Boot { id: "later", opened_by: new };
+                    let by_new = Boot { id: "later", opened_by: new, untried: &[] };
                     prop_assert!(change.is_confirmed_by(&by_new));
-                    if change.is_confirmed_by(&Boot { id: "later", opened_by }) {
+                    if change.is_confirmed_by(&Boot { id: "later", opened_by, untried: &[] }) {
                         change = change.confirmed();
                     }
                 }

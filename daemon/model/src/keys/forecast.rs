@@ -41,8 +41,17 @@ pub struct Forecast {
     pub ways: Vec<Way>,
 }
 
-/// What came of trying what needs nobody, for each key slot that it may fit: the provider that opens it, or why none does.
-pub type Tried = BTreeMap<KeyslotId, Result<Provider, String>>;
+/// Why a key slot is not opened now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Closed {
+    /// Somebody has to do this at boot.
+    NeedsSomebody(String),
+    /// What should open it does not, and why.
+    Locked(String),
+}
+
+/// What came of trying, for each key slot that a provider may fit: the one that opens it, or why none does.
+pub type Tried = BTreeMap<KeyslotId, Result<Provider, Closed>>;
 
 /// Forecasts the next boot.
 pub fn forecast(slots: &[Slot], tried: &Tried) -> Forecast {
@@ -81,13 +90,11 @@ fn way(slot: &Slot, tried: &Tried) -> Way {
         Origin::Foreign(kind) => kind.clone(),
         Origin::Unrecorded => "unknown".to_owned(),
     };
-    let (provider, outlook, why) = match (tried.get(&slot.id), slot.provider()) {
-        (Some(Ok(provider)), _) => (provider.name().to_owned(), Outlook::ByItself, "it was tried now".to_owned()),
-        (_, Some(provider)) if provider.needs_somebody() => {
-            (named, Outlook::NeedsSomebody, "somebody types it at the console".to_owned())
-        }
-        (Some(Err(why)), _) => (named, Outlook::LockedOut, why.clone()),
-        (None, _) => (named, Outlook::LockedOut, "nothing that nemos-initrd knows opens it".to_owned()),
+    let (provider, outlook, why) = match tried.get(&slot.id) {
+        Some(Ok(provider)) => (provider.name().to_owned(), Outlook::ByItself, "it was tried now".to_owned()),
+        Some(Err(Closed::NeedsSomebody(what))) => (named, Outlook::NeedsSomebody, what.clone()),
+        Some(Err(Closed::Locked(why))) => (named, Outlook::LockedOut, why.clone()),
+        None => (named, Outlook::LockedOut, "nothing that nemos-initrd knows opens it".to_owned()),
     };
     Way { slot: slot.id, provider, outlook, why }
 }
@@ -106,9 +113,14 @@ mod tests {
             origin: Origin::Recorded(Record { provider, created: Timestamp(0) }),
         };
         let (demo, typed) = (recorded(0, Provider::DemoKey), recorded(1, Provider::RecoveryKey));
+        let typed_at_the_console = |mut tried: Tried| {
+            tried.insert(id(1), Err(Closed::NeedsSomebody("somebody types it".to_owned())));
+            tried
+        };
+        let forecast = |slots: &[Slot], tried: &Tried| forecast(slots, &typed_at_the_console(tried.clone()));
         let outlook = |slots: &[Slot], tried: Tried| forecast(slots, &tried).outlook;
         let opens = |number, provider| Tried::from([(id(number), Ok(provider))]);
-        let fails = |number| Tried::from([(id(number), Err("the TPM says no".to_owned()))]);
+        let fails = |number| Tried::from([(id(number), Err(Closed::Locked("the TPM says no".to_owned())))]);
         assert_eq!(outlook(&[demo.clone(), typed.clone()], opens(0, Provider::DemoKey)), Outlook::ByItself);
         assert_eq!(outlook(&[demo.clone(), typed], fails(0)), Outlook::NeedsSomebody);
         assert_eq!(outlook(&[demo], fails(0)), Outlook::LockedOut);

@@ -4,16 +4,16 @@ pub mod change;
 pub mod forecast;
 pub mod identity;
 pub mod policy;
+pub mod provider;
 pub mod recovery;
 pub mod slot;
 
 pub use change::{Boot, Change, Next, Refused, Stage, Verb};
-pub use forecast::{Forecast, forecast};
+pub use forecast::{Closed, Forecast, forecast};
 pub use identity::{Identity, KeyDigest};
 pub use policy::Policy;
+pub use provider::Provider;
 pub use slot::{KeyslotId, Origin, Record, Slot};
-
-use crate::words::words;
 
 /// Where the initrd leaves the demo key for the daemon, if it has one.
 pub const DEMO_KEY_COPY: &str = "/run/nemos/demo.key";
@@ -21,32 +21,6 @@ pub const DEMO_KEY_COPY: &str = "/run/nemos/demo.key";
 /// The demo key file in the initramfs: public, so a device that has only this key keeps no secret from its owner's
 /// enemies. Content `insecure`, no newline.
 pub const DEMO_KEY_FILE: &str = "/etc/cryptsetup-keys.d/luks.key";
-
-words! {
-    /// What opened the volume, or could.
-    Provider {
-        /// [`DEMO_KEY_FILE`].
-        DemoKey = "demo-key",
-        /// A key that the device's TPM keeps, and gives out to a boot that Secure Boot has let through as before.
-        Tpm2 = "tpm2",
-        /// What somebody types at the console.
-        Passphrase = "passphrase",
-        /// A key that the device made, kept elsewhere, and typed when nothing else works.
-        RecoveryKey = "recovery-key",
-    }
-}
-
-impl Provider {
-    /// Whether somebody has to be there.
-    pub const fn needs_somebody(self) -> bool {
-        !matches!(self, Provider::DemoKey | Provider::Tpm2)
-    }
-
-    /// What a caller may ask for; the demo key is the image's.
-    pub fn of_a_caller(self) -> Result<Self, Refused> {
-        if self == Provider::DemoKey { Err(Refused::OfTheImage) } else { Ok(self) }
-    }
-}
 
 /// How the overlay's volume is encrypted and authenticated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -30,6 +30,10 @@ pub struct Policy {
     /// Whose age keys (`age1...`) a recovery key is sealed for. Without any, somebody has to have it made and write it down
     /// before the demo key goes.
     pub recipients: Vec<String>,
+    /// Which providers a boot tries first. Those that are not named come behind, in their usual order: no key that is there is
+    /// passed over.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub order: Vec<Provider>,
 }
 
 /// A policy that cannot be carried out.
@@ -41,6 +45,9 @@ pub enum BadPolicy {
     /// Recipients of nothing.
     #[error("there are recipients, and no recovery-key to seal for them")]
     NothingToSeal,
+    /// A provider is tried once.
+    #[error("{0} is in the order twice")]
+    Twice(Provider),
 }
 
 /// What is to be done next.
@@ -67,11 +74,23 @@ impl fmt::Display for Step {
 impl Policy {
     /// Whether it can be carried out.
     pub fn check(&self) -> Result<(), BadPolicy> {
-        match (self.tpm2, self.recovery_key) {
-            (false, true) => Err(BadPolicy::RecoveryAlone),
-            (_, false) if !self.recipients.is_empty() => Err(BadPolicy::NothingToSeal),
+        match (self.named_twice(), self.tpm2, self.recovery_key) {
+            (Some(index), ..) => Err(BadPolicy::Twice(self.order[index])),
+            (None, false, true) => Err(BadPolicy::RecoveryAlone),
+            (None, _, false) if !self.recipients.is_empty() => Err(BadPolicy::NothingToSeal),
             _ => Ok(()),
         }
+    }
+
+    /// Where in the order a provider is that was named before.
+    pub fn named_twice(&self) -> Option<usize> {
+        (0..self.order.len()).find(|index| self.order[..*index].contains(&self.order[*index]))
+    }
+
+    /// All providers, in the order in which a boot tries them.
+    pub fn order(&self) -> Vec<Provider> {
+        let others = Provider::ALL.iter().filter(|provider| !self.order.contains(provider));
+        self.order.iter().chain(others).copied().collect()
     }
 
     /// What is to be done next on a device with these keys, if anything is, or can be.
@@ -109,7 +128,7 @@ mod tests {
 
     fn policy(recipients: &[&str]) -> Policy {
         let recipients = recipients.iter().map(ToString::to_string).collect();
-        Policy { tpm2: true, recovery_key: true, recipients }
+        Policy { tpm2: true, recovery_key: true, recipients, order: Vec::new() }
     }
 
     fn next(policy: &Policy, providers: &[Provider], opened_by: u32, has_tpm2: bool) -> Option<Step> {
@@ -142,7 +161,20 @@ mod tests {
         assert_eq!(Policy { tpm2: false, ..policy(&[]) }.check(), Err(BadPolicy::RecoveryAlone));
         assert_eq!(Policy { recovery_key: false, ..policy(&["age1fleet"]) }.check(), Err(BadPolicy::NothingToSeal));
         assert_eq!(policy(&["age1fleet"]).check(), Ok(()));
+        let order = vec![Provider::DemoKey, Provider::Tpm2, Provider::DemoKey];
+        assert_eq!(Policy { order, ..policy(&[]) }.check(), Err(BadPolicy::Twice(Provider::DemoKey)));
         assert_eq!(Policy::default().check(), Ok(()));
+    }
+
+    #[test]
+    fn what_is_not_named_is_tried_behind_what_is() {
+        let ordered = |order: &[Provider]| Policy { order: order.to_vec(), ..Policy::default() }.order();
+        assert_eq!(ordered(&[]), Provider::ALL);
+        let first = ordered(&[Provider::RecoveryKey, Provider::DemoKey]);
+        assert_eq!(first[..3], [Provider::RecoveryKey, Provider::DemoKey, Provider::Tpm2]);
+        assert_eq!(first.len(), Provider::ALL.len());
+        assert!(serde_json::from_str::<Policy>(r#"{"order": ["luck"]}"#).is_err());
+        assert_eq!(serde_json::to_string(&Policy::default()).unwrap().find("order"), None);
     }
 
     proptest! {

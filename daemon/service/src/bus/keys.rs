@@ -7,7 +7,7 @@ use std::time::Duration;
 use nemos_api::keys::{ForecastRecord, SlotRecord, TakenKeyOptions};
 use nemos_api::options::Dictionary;
 use nemos_api::{Error, ErrorKind, action};
-use nemos_host::keys::{EscrowError, Recipient, Secret, SecretError};
+use nemos_host::keys::{EscrowError, Given, Recipient, Secret, SecretError, way};
 use nemos_model::job::Requester;
 use nemos_model::keys::{KeyslotId, Provider};
 use tokio::task::spawn_blocking;
@@ -64,18 +64,8 @@ impl Keys {
             return Err(Error::new(ErrorKind::InvalidArgument, message));
         }
         let unlock = read_if_given(options.unlock).await?;
-        if provider == Provider::Tpm2 {
-            let wanted = Wanted { provider, rotates, unlock, secret: None };
-            let slot = keys::add(&self.service, wanted, by).await?;
-            return Ok((slot, slot.into()));
-        }
-        let secret = read(secret).await?;
-        if !secret.can_be_typed() {
-            let message =
-                "a passphrase is typed at the console: UTF-8 text of at most 512 bytes, without control characters";
-            return Err(Error::new(ErrorKind::InvalidArgument, message));
-        }
-        let slot = keys::add(&self.service, Wanted { provider, rotates, unlock, secret: Some(secret) }, by).await?;
+        let secret = if way(provider).takes_secret() { Some(read(secret).await?) } else { None };
+        let slot = keys::add(&self.service, Wanted { provider, rotates, unlock, given: Given { secret } }, by).await?;
         Ok((slot, slot.into()))
     }
 }
@@ -172,7 +162,8 @@ impl Keys {
                 secret.seal(&recipients).map_err(|error| not_sealed(&error))?.send()
             };
             let given = given.map_err(failed)?;
-            let wanted = Wanted { provider: Provider::RecoveryKey, rotates: rotate, unlock, secret: Some(secret) };
+            let given_now = Given { secret: Some(secret) };
+            let wanted = Wanted { provider: Provider::RecoveryKey, rotates: rotate, unlock, given: given_now };
             Ok((keys::add(&self.service, wanted, by).await?, given.into()))
         };
         self.on_request(&call, action::KEYS_RECOVERY, work).await

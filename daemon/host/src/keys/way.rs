@@ -1,0 +1,137 @@
+//! The providers, each with what it has to open the volume, and the order in which they are tried.
+//!
+//! One more is a module with a [`Way`] in it, and a line in [`way`].
+
+use std::path::Path;
+
+use nemos_model::keys::{Closed, KeyslotId, Provider, Slot};
+use tracing::{info, warn};
+
+use crate::cryptsetup::CryptError;
+use crate::keys::demo_key::DemoKey;
+use crate::keys::passphrase::Passphrase;
+use crate::keys::recovery_key::RecoveryKey;
+use crate::keys::tpm2::Tpm2;
+use crate::keys::{ChangeError, Key, NewKey, Secret, header};
+
+/// When a key is looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// At boot: what comes late is waited for, and somebody is asked.
+    Boot,
+    /// While the system runs.
+    Running,
+}
+
+/// A key that opens the volume.
+#[derive(Debug)]
+pub struct Unlocked {
+    /// It.
+    pub key: Key,
+    /// What it is.
+    pub provider: Provider,
+    /// The key slot that it opens.
+    pub slot: KeyslotId,
+}
+
+/// What is given for a new key.
+#[derive(Debug)]
+pub struct Given {
+    /// The secret; `None` if its provider makes it.
+    pub secret: Option<Secret>,
+}
+
+/// A provider, as this machine has it.
+pub trait Way: Sync {
+    /// Which one.
+    fn provider(&self) -> Provider;
+
+    /// Whether it may open a key slot.
+    fn fits(&self, slot: &Slot) -> bool {
+        slot.provider() == Some(self.provider())
+    }
+
+    /// Its key for a slot that it fits, as far as nobody is needed for it.
+    fn key(&self, slot: &Slot, moment: Moment) -> Result<Key, Closed>;
+
+    /// Why that key does not open its slot.
+    fn refusal(&self, error: &CryptError) -> Closed {
+        Closed::Locked(error.to_string())
+    }
+
+    /// Asks somebody for a key, at boot. These are the slots that there are.
+    fn ask(&self, _partition: &Path, _slots: &[Slot]) -> Result<Unlocked, String> {
+        Err(format!("nobody is asked for a key of provider {}", self.provider()))
+    }
+
+    /// Whether a caller who wants a new key sends its secret.
+    fn takes_secret(&self) -> bool;
+
+    /// The new key that a caller means.
+    fn new_key(&self, given: Given) -> Result<NewKey, ChangeError>;
+
+    /// Adds it to a slot, the lowest that is free, with a key that opens another one.
+    fn enroll(&self, partition: &Path, slot: KeyslotId, unlock: &Key, new: &NewKey) -> Result<(), ChangeError> {
+        match &new.key {
+            Key::Secret(secret) => Ok(header::add(partition, slot, self.provider(), unlock, secret)?),
+            Key::Tpm2 => Err(ChangeError::unfit(self.provider(), "is a secret")),
+        }
+    }
+}
+
+/// Each provider's.
+pub fn way(provider: Provider) -> &'static dyn Way {
+    match provider {
+        Provider::Tpm2 => &Tpm2,
+        Provider::DemoKey => &DemoKey,
+        Provider::Passphrase => &Passphrase,
+        Provider::RecoveryKey => &RecoveryKey,
+    }
+}
+
+/// Finds a key that opens the volume: of the providers in that order, those that have a slot, the newest slot first.
+pub fn unlock(partition: &Path, slots: &[Slot], order: &[Provider], moment: Moment) -> Result<Unlocked, String> {
+    let mut refusals = Vec::new();
+    let mut somebody_was_asked = false;
+    for way in order.iter().copied().map(way) {
+        let mut fits: Vec<&Slot> = slots.iter().filter(|slot| way.fits(slot)).collect();
+        fits.sort_by_key(|slot| std::cmp::Reverse((slot.created(), slot.id)));
+        let mut needs_somebody = false;
+        for slot in &fits {
+            match open(way, partition, slot, moment) {
+                Ok(unlocked) => return Ok(unlocked),
+                Err(Closed::NeedsSomebody(_)) => needs_somebody = true,
+                Err(Closed::Locked(why)) => {
+                    warn!("{} does not open key slot {}: {why}", way.provider(), slot.id);
+                    refusals.push(why);
+                }
+            }
+        }
+        // Whoever is asked for a passphrase may answer with a recovery key.
+        let is_typed = way.provider().needs_somebody();
+        if moment == Moment::Boot && needs_somebody && !(is_typed && somebody_was_asked) {
+            info!("{}: somebody has to open the overlay", way.provider());
+            somebody_was_asked |= is_typed;
+            match way.ask(partition, slots) {
+                Ok(unlocked) => return Ok(unlocked),
+                Err(why) => refusals.push(why),
+            }
+        }
+    }
+    Err(match refusals.last() {
+        Some(_) => refusals.join("; "),
+        None => format!("no key slot of {} is of a provider that opens it without anybody", partition.display()),
+    })
+}
+
+/// What comes of trying a slot with the first provider that may open it; `None` if none may.
+pub fn try_slot(partition: &Path, slot: &Slot, order: &[Provider]) -> Option<Result<Provider, Closed>> {
+    let way = order.iter().copied().map(way).find(|way| way.fits(slot))?;
+    Some(open(way, partition, slot, Moment::Running).map(|unlocked| unlocked.provider))
+}
+
+fn open(way: &dyn Way, partition: &Path, slot: &Slot, moment: Moment) -> Result<Unlocked, Closed> {
+    let key = way.key(slot, moment)?;
+    let opened = header::try_key(partition, &key, Some(slot.id)).map_err(|error| way.refusal(&error))?;
+    Ok(Unlocked { key, provider: way.provider(), slot: opened })
+}
