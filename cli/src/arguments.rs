@@ -442,6 +442,10 @@ pub struct Import {
                                                  one that only the fleet can read (age --decrypt)
   nemosctl keys recovery show > escrow.age       the one that the image's policy had sealed
   nemosctl keys enroll tpm2                      the boot needs nobody as long as Secure Boot stays as it is
+  nemosctl keys enroll key-file --device LABEL=KEYS --path /nemos.key
+                                                 a new key in that file, on a USB stick that is mounted now and is
+                                                 plugged in at boot
+  nemosctl keys rotate key-file                  the next one, in a file beside it
   nemosctl keys enroll passphrase                asks for it, twice
   nemosctl keys rotate passphrase --secret-file new --unlock-file old
                                                  the old one goes once a boot did not need it
@@ -498,12 +502,19 @@ pub enum Recovery {
 
 #[derive(Debug, clap::Args)]
 pub struct NewKey {
-    /// What it is: `tpm2`, which the device's TPM keeps, `recovery-key`, which the device makes, or `passphrase`
-    #[arg(value_parser = ["tpm2", "recovery-key", "passphrase"])]
+    /// What it is: `tpm2`, which the device's TPM keeps, `key-file`, on another device, `recovery-key`, which the device
+    /// makes, or `passphrase`
+    #[arg(value_parser = ["tpm2", "key-file", "recovery-key", "passphrase"])]
     pub provider: String,
-    /// Take the passphrase from this file instead of asking for it; `-` is standard input
+    /// Take the passphrase, or what a key file has already, from this file; `-` is standard input
     #[arg(long, value_name = "FILE")]
     pub secret_file: Option<PathBuf>,
+    /// The device with the key file, as udev knows it: PARTUUID=..., UUID=... or LABEL=..., with ext4 or vfat on it
+    #[arg(long, value_name = "DEVICE", requires = "path")]
+    pub device: Option<String>,
+    /// The key file, from the root of its device
+    #[arg(long, value_name = "FILE", requires = "device")]
+    pub path: Option<String>,
     /// A key that opens the volume now; not needed as long as the demo key does
     #[arg(long, value_name = "FILE")]
     pub unlock_file: Option<PathBuf>,

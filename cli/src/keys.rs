@@ -7,14 +7,15 @@ use std::path::Path;
 
 use nemos_api::keys::{ForecastRecord, KeyOptions, KeysProxy, SlotRecord, WayRecord};
 use nemos_model::health::Health;
-use nemos_model::keys::Provider;
 use nemos_model::keys::forecast::Outlook;
+use nemos_model::keys::{Place, Provider};
 use serde::Serialize;
 use zbus::proxy::CacheProperties;
 use zbus::{Connection, Fd};
 use zeroize::Zeroizing;
 
 use crate::arguments::{Keys as Arguments, KeysCommand as Command, NewKey, Recovery};
+use crate::key_file::KeyFile;
 use crate::output::{Output, agrees, can_ask, print};
 use crate::style::Style;
 use crate::{Failure, table, text};
@@ -32,6 +33,8 @@ struct Key {
     /// ISO 8601 in UTC.
     created: Option<String>,
     opened_boot: bool,
+    /// Where its key is, if that is in a file on another device: `LABEL=KEYS:/nemos.key`.
+    place: Option<String>,
 }
 
 /// What the next boot will be like, as in `--json`.
@@ -56,6 +59,8 @@ struct Way {
 struct Added {
     /// `null` for a recovery key.
     slot: Option<u32>,
+    /// Where a key file is.
+    place: Option<String>,
     /// The recovery key; it is shown this once.
     recovery_key: Option<Zeroizing<String>>,
     /// The recovery key, encrypted by age for its recipients.
@@ -84,7 +89,7 @@ pub async fn run(connection: &Connection, arguments: Arguments, output: Output) 
         Command::Rotate(new) => add(&proxy, &new, true, output).await,
         Command::Recovery(Recovery::Create { recipient, rotate, unlock_file }) => {
             let provider = Provider::RecoveryKey.name().to_owned();
-            let new = NewKey { provider, secret_file: None, unlock_file, recipient };
+            let new = NewKey { provider, secret_file: None, device: None, path: None, unlock_file, recipient };
             add(&proxy, &new, rotate, output).await
         }
         Command::Recovery(Recovery::Show) => {
@@ -109,33 +114,59 @@ async fn add(proxy: &KeysProxy<'_>, new: &NewKey, rotates: bool, output: Output)
     if !is_recovery && !new.recipient.is_empty() || is_recovery && new.secret_file.is_some() {
         return Err(Failure::Usage("the device makes recovery keys, and encrypts only those for a recipient".into()));
     }
+    let place = place(proxy, new, rotates).await?;
     let unlock = new.unlock_file.as_deref().map(secret_in).transpose()?.map(|secret| send(&secret)).transpose()?;
     let unlock = unlock.as_ref().map(Fd::from);
     let added = if is_recovery {
         let sealed = !new.recipient.is_empty();
         let recipients = sealed.then(|| new.recipient.clone());
-        let options = KeyOptions { unlock, rotate: Some(rotates), recipients };
+        let options = KeyOptions { unlock, rotate: Some(rotates), recipients, place: None };
         let mut key = Zeroizing::new(String::with_capacity(16 << 10));
         fs::File::from(OwnedFd::from(proxy.create_recovery_key(options).await?)).read_to_string(&mut key)?;
         let (recovery_key, sealed_key) = if sealed { (None, Some(key)) } else { (Some(key), None) };
-        Added { slot: None, recovery_key, sealed_key, waits: rotates }
+        Added { slot: None, place: None, recovery_key, sealed_key, waits: rotates }
     } else {
-        let secret = match &new.secret_file {
-            Some(file) => typeable(secret_in(file)?),
+        let mut made = None;
+        let secret = match (&new.secret_file, &place) {
+            (Some(file), Some(_)) => secret_in(file)?,
+            (Some(file), None) => typeable(secret_in(file)?),
+            (None, Some(place)) => made.insert(KeyFile::make(place, rotates && new.path.is_none())?).secret.clone(),
             // The TPM makes its own.
-            None if new.provider == Provider::Tpm2.name() => Zeroizing::new(Vec::new()),
-            None => typed()?,
+            (None, None) if new.provider == Provider::Tpm2.name() => Zeroizing::new(Vec::new()),
+            (None, None) => typed()?,
         };
-        let (options, secret) = (KeyOptions { unlock, ..KeyOptions::default() }, send(&secret)?);
+        let place = place.map(|place| place.to_string());
+        let (options, secret) = (KeyOptions { unlock, place: place.clone(), ..KeyOptions::default() }, send(&secret)?);
         let call = if rotates {
             proxy.rotate(&new.provider, options, (&secret).into()).await
         } else {
             proxy.enroll(&new.provider, options, (&secret).into()).await
         };
-        Added { slot: Some(call?), recovery_key: None, sealed_key: None, waits: rotates }
+        if let (Err(_), Some(made)) = (&call, made) {
+            made.discard();
+        }
+        Added { slot: Some(call?), place, recovery_key: None, sealed_key: None, waits: rotates }
     };
     output.show(&added, Added::render)?;
     Ok(0)
+}
+
+/// Where a key file is, or will be: where one says, or beside the one that it takes the place of.
+async fn place(proxy: &KeysProxy<'_>, new: &NewKey, rotates: bool) -> Result<Option<Place>, Failure> {
+    let usage = |error: &dyn std::fmt::Display| Failure::Usage(error.to_string());
+    match (new.provider == Provider::KeyFile.name(), &new.device, &new.path) {
+        (false, None, None) => Ok(None),
+        (false, ..) => Err(usage(&"only a key file is on another device")),
+        (true, Some(device), Some(path)) => Place::new(device, path).map(Some).map_err(|error| usage(&error)),
+        (true, ..) if rotates => {
+            let places: Vec<String> = proxy.slots().await?.into_iter().filter_map(|slot| slot.place).collect();
+            let [old] = places.as_slice() else {
+                return Err(usage(&"not one key file is enrolled, but none or several: say --device and --path"));
+            };
+            old.parse::<Place>().and_then(|old| old.beside()).map(Some).map_err(|error| usage(&error))
+        }
+        (true, ..) => Err(usage(&"say where the key file is to be: --device LABEL=... --path /nemos.key")),
+    }
 }
 
 /// Says what it means for the next boot, and asks, if it means something.
@@ -201,19 +232,20 @@ fn send(secret: &[u8]) -> io::Result<OwnedFd> {
 }
 
 fn render(slots: &[Key]) -> String {
-    let head = ["SLOT", "PROVIDER", "STATE", "CREATED", "OPENED THIS BOOT"].map(str::to_owned);
+    let head = ["SLOT", "PROVIDER", "STATE", "CREATED", "OPENED THIS BOOT", "WHERE"].map(str::to_owned);
     let row = |slot: &Key| {
         let created = slot.created.clone().unwrap_or_else(|| "-".into());
         let opened = if slot.opened_boot { "yes" } else { "-" };
-        [slot.slot.to_string(), slot.provider.clone(), slot.state.clone(), created, opened.into()]
+        let place = slot.place.clone().unwrap_or_else(|| "-".into());
+        [slot.slot.to_string(), slot.provider.clone(), slot.state.clone(), created, opened.into(), place]
     };
     table::columns(&std::iter::once(head).chain(slots.iter().map(row)).collect::<Vec<_>>())
 }
 
 impl From<SlotRecord> for Key {
     fn from(record: SlotRecord) -> Self {
-        let SlotRecord { slot, provider, created, state, opened_boot } = record;
-        Key { slot, provider, state, created: created.and_then(text::time), opened_boot }
+        let SlotRecord { slot, provider, place, created, state, opened_boot } = record;
+        Key { slot, provider, state, created: created.and_then(text::time), opened_boot, place }
     }
 }
 
@@ -257,7 +289,13 @@ impl Forecast {
 
 impl Added {
     fn render(&self) -> String {
-        let waits = if self.waits { "the old one goes once a boot did not need it\n" } else { "" };
+        let waits = match (self.waits, &self.place) {
+            (false, _) => "",
+            (true, None) => "the old one goes once a boot did not need it\n",
+            (true, Some(_)) => {
+                "the old one opens nothing once a boot did not need it; its file stays until it is deleted or rotated again\n"
+            }
+        };
         if let Some(sealed) = &self.sealed_key {
             return format!("{}\n", sealed.trim_end());
         }
@@ -266,7 +304,11 @@ impl Added {
                 format!("{}\n\nwrite it down: it is shown this once, and opens this device\n{waits}", **key)
             }
             (None, slot) => {
-                format!("the key is in slot {}, and was seen to open the volume\n{waits}", slot.unwrap_or_default())
+                let file = self.place.as_ref().map_or_else(String::new, |place| format!(" (file {place})"));
+                format!(
+                    "the key{file} is in slot {}, and was seen to open the volume\n{waits}",
+                    slot.unwrap_or_default()
+                )
             }
         }
     }

@@ -24,6 +24,7 @@ mod content;
 mod health;
 mod integrity;
 mod job;
+mod key_file;
 mod keys;
 mod manifest;
 mod metrics;

@@ -3,11 +3,11 @@
 use std::os::fd::OwnedFd;
 
 use nemos_model::keys::forecast::{Forecast, Way};
-use nemos_model::keys::{Change, KeyslotId, Next, Origin, Slot};
+use nemos_model::keys::{Change, KeyslotId, Next, Origin, Place, Slot};
 use zbus::{DeserializeDict, Fd, SerializeDict, Type, proxy};
 
 use crate::options::{Dictionary, Options};
-use crate::{CallError, Error};
+use crate::{CallError, Error, ErrorKind};
 
 /// The Keys interface.
 #[proxy(
@@ -54,6 +54,8 @@ pub trait Keys {
 pub struct KeyOptions<'a> {
     /// A key that opens the volume now; not needed as long as the demo key does.
     pub unlock: Option<Fd<'a>>,
+    /// For a key in a file on another device: where, as `LABEL=KEYS:/nemos.key`.
+    pub place: Option<String>,
     /// For a recovery key: in place of the one that there is.
     pub rotate: Option<bool>,
     /// For a recovery key: who alone can read what is given out, as age's `age1...`.
@@ -65,6 +67,8 @@ pub struct KeyOptions<'a> {
 pub struct TakenKeyOptions {
     /// See [`KeyOptions::unlock`].
     pub unlock: Option<OwnedFd>,
+    /// See [`KeyOptions::place`].
+    pub place: Option<Place>,
     /// See [`KeyOptions::rotate`].
     pub rotate: bool,
     /// See [`KeyOptions::recipients`].
@@ -76,8 +80,11 @@ impl TakenKeyOptions {
     pub fn parse(dictionary: Dictionary) -> Result<Self, Error> {
         let mut options = Options::new(dictionary);
         let unlock = options.take_file_descriptor("unlock")?;
+        let place = options.take::<String>("place")?;
         options.finish()?;
-        Ok(TakenKeyOptions { unlock, ..TakenKeyOptions::default() })
+        let place = place.map(|text| text.parse::<Place>()).transpose();
+        let place = place.map_err(|error| Error::new(ErrorKind::InvalidArgument, error.to_string()))?;
+        Ok(TakenKeyOptions { unlock, place, ..TakenKeyOptions::default() })
     }
 
     /// Reads what a caller sent for a recovery key.
@@ -87,7 +94,7 @@ impl TakenKeyOptions {
         let (rotate, recipients) = (options.take("rotate")?, options.take("recipients")?);
         options.finish()?;
         let (rotate, recipients) = (rotate.unwrap_or_default(), recipients.unwrap_or_default());
-        Ok(TakenKeyOptions { unlock, rotate, recipients })
+        Ok(TakenKeyOptions { unlock, rotate, recipients, place: None })
     }
 }
 
@@ -97,8 +104,10 @@ impl TakenKeyOptions {
 pub struct SlotRecord {
     /// Its number.
     pub slot: u32,
-    /// What opens it: `demo-key`, `tpm2`, `passphrase`, `recovery-key`, another program's token, or `unknown`.
+    /// What opens it: `tpm2`, `key-file`, `demo-key`, `passphrase`, `recovery-key`, another program's token, or `unknown`.
     pub provider: String,
+    /// Where its key is, if that is in a file on another device.
+    pub place: Option<String>,
     /// When it was made, if this device made it.
     pub created: Option<u64>,
     /// `in-use`, `unconfirmed`, `superseded`, `interrupted`.
@@ -128,6 +137,7 @@ impl SlotRecord {
         SlotRecord {
             slot: slot.id.into(),
             provider,
+            place: slot.place().map(ToString::to_string),
             created: record.map(|record| record.created.0),
             state: state.to_owned(),
             opened_boot: opened_by == Some(slot.id),

@@ -83,20 +83,41 @@ impl<'a> Mount<'a> {
 
     /// Mounts it on `target`, which is made if it is not there.
     pub fn on(&self, target: &Path) -> Result<(), MountError> {
-        let failed = |error: io::Error, explanation: String| MountError {
+        fs::create_dir_all(target).map_err(|error| self.failed(target, error, String::new()))?;
+        let moved = |context: &OwnedFd, mount: OwnedFd| {
+            move_mount(&mount, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+                .map_err(|error| self.failed(target, error.into(), messages(context)))
+        };
+        self.make(target, moved)
+    }
+
+    /// Mounts it where nobody else sees it: its root, for as long as that is open.
+    pub fn hidden(&self) -> Result<OwnedFd, MountError> {
+        self.make(Path::new("a place of its own"), |_, mount| Ok(mount))
+    }
+
+    fn make<T>(
+        &self,
+        target: &Path,
+        made: impl FnOnce(&OwnedFd, OwnedFd) -> Result<T, MountError>,
+    ) -> Result<T, MountError> {
+        let context = fsopen(self.fs_type, FsOpenFlags::FSOPEN_CLOEXEC)
+            .map_err(|error| self.failed(target, error.into(), String::new()))?;
+        let mount = self.configure(&context).map_err(|error| self.failed(target, error.into(), messages(&context)))?;
+        made(&context, mount)
+    }
+
+    fn failed(&self, target: &Path, error: io::Error, explanation: String) -> MountError {
+        MountError {
             fs_type: self.fs_type,
             source_name: self.source.to_owned(),
             target: target.to_owned(),
             error,
             explanation,
-        };
-        fs::create_dir_all(target).map_err(|error| failed(error, String::new()))?;
-        let context =
-            fsopen(self.fs_type, FsOpenFlags::FSOPEN_CLOEXEC).map_err(|error| failed(error.into(), String::new()))?;
-        self.configure(&context, target).map_err(|error| failed(error.into(), messages(&context)))
+        }
     }
 
-    fn configure(&self, context: &OwnedFd, target: &Path) -> rustix::io::Result<()> {
+    fn configure(&self, context: &OwnedFd) -> rustix::io::Result<OwnedFd> {
         fsconfig_set_string(context, "source", self.source)?;
         for (name, value) in &self.options {
             fsconfig_set_string(context, *name, value.as_str())?;
@@ -105,8 +126,7 @@ impl<'a> Mount<'a> {
             fsconfig_set_flag(context, "ro")?;
         }
         fsconfig_create(context)?;
-        let mount = fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, self.attributes)?;
-        move_mount(&mount, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, self.attributes)
     }
 }
 
@@ -133,6 +153,14 @@ pub fn unmount(target: &Path) -> io::Result<()> {
 pub fn mounted() -> io::Result<Vec<SeenMount>> {
     let text = fs::read_to_string("/proc/self/mountinfo")?;
     Ok(text.lines().filter_map(parse_line).map(with_size).collect())
+}
+
+/// Where the root of the file system on a device is mounted, if it is.
+pub fn mounted_at(device: &Path) -> Option<PathBuf> {
+    let text = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let is_its_root = |line: &&str| line.split(' ').nth(3) == Some("/");
+    let mut mounts = text.lines().filter(is_its_root).filter_map(parse_line);
+    mounts.find(|mount| Path::new(&mount.source) == device).map(|mount| mount.target.into())
 }
 
 /// Reads a line of mountinfo; see `proc_pid_mountinfo(5)`. Read-only means the file system, not one mount of it:

@@ -133,6 +133,13 @@ fn loader_part_uuid() -> Option<String> {
     uuid.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-').then_some(uuid).filter(|uuid| !uuid.is_empty())
 }
 
+/// The whole disk that a partition is on, or that it is itself.
+pub fn disk_of(device: &Path) -> Option<PathBuf> {
+    let folder = fs::canonicalize(Path::new(BLOCK_CLASS).join(device.file_name()?)).ok()?;
+    let disk = if folder.join("partition").exists() { folder.parent()? } else { &folder };
+    Some(Path::new("/dev").join(disk.file_name()?))
+}
+
 fn found() -> Vec<Found> {
     let Ok(entries) = fs::read_dir(BLOCK_CLASS) else { return Vec::new() };
     let mut found: Vec<Found> =

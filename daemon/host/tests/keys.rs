@@ -87,7 +87,8 @@ impl Device {
         let known = Known { slots: &slots, opened_by: None };
         let begin = if rotates { Known::rotate } else { Known::enroll };
         let change = begin(&known, provider, Requester::image(), Timestamp(7))?;
-        let (unlock, new) = (Key::Secret(again(unlock)), NewKey { provider, key: Key::Secret(again(new)) });
+        let (unlock, new) =
+            (Key::Secret(again(unlock)), NewKey { provider, key: Key::Secret(again(new)), place: None });
         self.keys().add(memory, &change, &unlock, &new)?;
         Ok(change.new_slot().unwrap())
     }

@@ -165,12 +165,7 @@ fn damaged_headers(disk: &Disk) -> Vec<u64> {
 }
 
 /// Opens the volume, and mounts it where that mode has it.
-fn open_volume(
-    disk: &Disk,
-    expected: Option<Volume>,
-    mode: Mode,
-    lower: &Path,
-) -> Result<(Uuid, Unlocked), Reason> {
+fn open_volume(disk: &Disk, expected: Option<Volume>, mode: Mode, lower: &Path) -> Result<(Uuid, Unlocked), Reason> {
     let damaged = |error| Reason::OverlayDamaged { error };
     let partition = disk.partition(Partition::Root, APPEAR).map_err(|error| damaged(error.to_string()))?;
     let found = host::identity(&partition).map_err(|error| error.to_string()).map_err(damaged)?;

@@ -77,14 +77,14 @@ async fn add_at(
     decided: Option<(Policy, Step)>,
 ) -> Result<KeyslotId, Error> {
     let Wanted { provider, rotates, unlock, given } = wanted;
-    let new = way(provider).new_key(given).map_err(|error| not_changed(&error))?;
     let boot = service.desk.boot_id().await?;
     work(service, move |place, known, memory| {
         if decided.is_some_and(|(policy, step)| policy.next(&known, has_tpm2()) != Some(step)) {
             return Err(Error::new(ErrorKind::Busy, "the keys were changed by somebody else"));
         }
         let change = if rotates { known.rotate(provider, by, at) } else { known.enroll(provider, by, at) }?;
-        let change = change.made_in(boot);
+        let new = way(provider).new_key(given).map_err(|error| not_changed(&error))?;
+        let change = change.made_in(boot).at_place(new.place.clone());
         let unlock = unlock.map_or_else(|| at_hand(place, known.slots), |secret| Ok(Key::Secret(secret)))?;
         place.add(memory, &change, &unlock, &new).map_err(|error| not_changed(&error))?;
         change.new_slot().ok_or_else(|| Error::new(ErrorKind::Failed, "no key slot was added"))
@@ -154,7 +154,7 @@ async fn take(service: &Arc<Service>, policy: &Policy, step: Step) -> Result<Key
     let by = Requester::policy();
     match step {
         Step::EnrollTpm2 => {
-            let wanted = Wanted { provider: Provider::Tpm2, rotates: false, unlock: None, given: Given { secret: None } };
+            let wanted = Wanted { provider: Provider::Tpm2, rotates: false, unlock: None, given: Given::default() };
             add_at(service, wanted, by, service.desk.now(), Some((policy.clone(), step))).await
         }
         Step::SealRecoveryKey => {
@@ -170,7 +170,12 @@ async fn take(service: &Arc<Service>, policy: &Policy, step: Step) -> Result<Key
                 Ok(())
             };
             service.desk.note(seal).await?;
-            let wanted = Wanted { provider: Provider::RecoveryKey, rotates: false, unlock: None, given: Given { secret: Some(secret) } };
+            let wanted = Wanted {
+                provider: Provider::RecoveryKey,
+                rotates: false,
+                unlock: None,
+                given: Given { secret: Some(secret), place: None },
+            };
             add_at(service, wanted, by, created, Some((policy.clone(), step))).await
         }
         Step::RemoveDemoKey(slot) => remove_now(service, slot, by).await.map(|()| slot),
@@ -240,7 +245,8 @@ fn at_hand(place: Keys<'_>, slots: &[Slot]) -> Result<Key, Error> {
     let mut order = order(Path::new(LOWER_MOUNT));
     order.sort_by_key(|provider| provider.is_token());
     let unlocked = unlock(place.partition, slots, &order, Moment::Running).map_err(|error| {
-        let message = format!("a key that opens the volume is needed to add another; give one (--unlock-file): {error}");
+        let message =
+            format!("a key that opens the volume is needed to add another; give one (--unlock-file): {error}");
         Error::new(ErrorKind::InvalidArgument, message)
     })?;
     Ok(unlocked.key)
@@ -272,9 +278,10 @@ impl Memory for Desk {
 fn not_changed(error: &ChangeError) -> Error {
     match error {
         ChangeError::Refused(refusal) => refusal.clone().into(),
-        ChangeError::WrongKey { .. } | ChangeError::NotNew { .. } | ChangeError::Unfit { .. } | ChangeError::Tpm2Full => {
-            Error::new(ErrorKind::InvalidArgument, error.to_string())
-        }
+        ChangeError::WrongKey { .. }
+        | ChangeError::NotNew { .. }
+        | ChangeError::Unfit { .. }
+        | ChangeError::Tpm2Full => Error::new(ErrorKind::InvalidArgument, error.to_string()),
         ChangeError::Backup { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
             Error::new(ErrorKind::NoSpace, error.to_string())
         }

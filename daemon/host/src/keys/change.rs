@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use nemos_model::keys::{Boot, Change, KeyslotId, Next, Provider, Refused};
+use nemos_model::keys::{Boot, Change, KeyslotId, Next, Place, Provider, Refused};
 use nemos_model::state::DeviceState;
 use thiserror::Error;
 use tracing::{info, warn};
@@ -50,7 +50,7 @@ pub enum ChangeError {
         /// Which.
         provider: Provider,
         /// What it would be.
-        what: &'static str,
+        what: String,
     },
     /// A program failed.
     #[error(transparent)]
@@ -74,7 +74,7 @@ pub enum ChangeError {
 }
 
 impl ChangeError {
-    pub(super) const fn unfit(provider: Provider, what: &'static str) -> Self {
+    pub(super) const fn unfit(provider: Provider, what: String) -> Self {
         ChangeError::Unfit { provider, what }
     }
 }
@@ -92,6 +92,8 @@ pub struct NewKey {
     pub provider: Provider,
     /// What will open its slot.
     pub key: Key,
+    /// Where it is, if it is in a file on another device.
+    pub place: Option<Place>,
 }
 
 /// The volume whose keys are changed.
@@ -142,7 +144,7 @@ impl Keys<'_> {
             return Err(error.into());
         }
         header::try_key(self.partition, &new.key, Some(slot))?;
-        Ok(header::record_on(self.partition, slot, record)?)
+        Ok(header::record_on(self.partition, slot, &record)?)
     }
 
     /// Destroys the slot of a change that removes.

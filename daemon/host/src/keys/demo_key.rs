@@ -21,9 +21,7 @@ impl Way for DemoKey {
 
     fn key(&self, _: &Slot, moment: Moment) -> Result<Key, Closed> {
         match moment {
-            Moment::Boot => {
-                read_key_file(Path::new(DEMO_KEY_FILE)).map_err(|error| Closed::Locked(error.to_string()))
-            }
+            Moment::Boot => read_key_file(Path::new(DEMO_KEY_FILE)).map_err(|error| Closed::Locked(error.to_string())),
             Moment::Running => read_key_file(Path::new(DEMO_KEY_COPY))
                 .map_err(|_| Closed::Locked("the initrd has no demo key".to_owned())),
         }

@@ -142,12 +142,12 @@ pub(super) fn add(
 }
 
 /// Records in the header what opens a key slot.
-pub(crate) fn record(device: &mut CryptDevice, slot: KeyslotId, record: Record) -> Result<(), LibcryptErr> {
+pub(crate) fn record(device: &mut CryptDevice, slot: KeyslotId, record: &Record) -> Result<(), LibcryptErr> {
     let token = record.token(slot);
     device.token_handle().json_set(TokenInput::AddToken(&token)).map(drop)
 }
 
-pub(super) fn record_on(partition: &Path, slot: KeyslotId, what: Record) -> Result<(), CryptError> {
+pub(super) fn record_on(partition: &Path, slot: KeyslotId, what: &Record) -> Result<(), CryptError> {
     with("record a key of", partition, |device| record(device, slot, what))
 }
 

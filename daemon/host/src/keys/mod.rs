@@ -6,6 +6,7 @@ mod context;
 mod demo_key;
 mod escrow;
 mod header;
+mod key_file;
 mod passphrase;
 mod policy;
 mod recovery_key;

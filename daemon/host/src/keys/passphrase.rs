@@ -30,7 +30,7 @@ impl Way for Passphrase {
     fn new_key(&self, given: Given) -> Result<NewKey, ChangeError> {
         const TYPED: &str = "is typed at the console: UTF-8 text of at most 512 bytes, without control characters";
         let secret = given.secret.filter(Secret::can_be_typed);
-        let secret = secret.ok_or(ChangeError::unfit(Provider::Passphrase, TYPED))?;
-        Ok(NewKey { provider: Provider::Passphrase, key: Key::Secret(secret) })
+        let secret = secret.ok_or_else(|| ChangeError::unfit(Provider::Passphrase, TYPED.to_owned()))?;
+        Ok(NewKey { provider: Provider::Passphrase, key: Key::Secret(secret), place: None })
     }
 }

@@ -4,8 +4,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use nemos_model::keys::{Policy, Provider};
 use nemos_model::keys::policy::{BadPolicy, FILE};
+use nemos_model::keys::{Policy, Provider};
 use thiserror::Error;
 use tracing::warn;
 

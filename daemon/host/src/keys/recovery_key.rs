@@ -28,7 +28,9 @@ impl Way for RecoveryKey {
     }
 
     fn new_key(&self, given: Given) -> Result<NewKey, ChangeError> {
-        let secret = given.secret.ok_or(ChangeError::unfit(Provider::RecoveryKey, "is made before it is added"))?;
-        Ok(NewKey { provider: Provider::RecoveryKey, key: Key::Secret(secret) })
+        let secret = given
+            .secret
+            .ok_or_else(|| ChangeError::unfit(Provider::RecoveryKey, "is made before it is added".to_owned()))?;
+        Ok(NewKey { provider: Provider::RecoveryKey, key: Key::Secret(secret), place: None })
     }
 }

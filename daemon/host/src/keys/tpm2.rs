@@ -39,7 +39,7 @@ impl Way for Tpm2 {
     }
 
     fn new_key(&self, _: Given) -> Result<NewKey, ChangeError> {
-        Ok(NewKey { provider: Provider::Tpm2, key: Key::Tpm2 })
+        Ok(NewKey { provider: Provider::Tpm2, key: Key::Tpm2, place: None })
     }
 
     fn enroll(&self, partition: &Path, _: KeyslotId, unlock: &Key, _: &NewKey) -> Result<(), ChangeError> {

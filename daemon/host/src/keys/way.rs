@@ -4,11 +4,12 @@
 
 use std::path::Path;
 
-use nemos_model::keys::{Closed, KeyslotId, Provider, Slot};
+use nemos_model::keys::{Closed, KeyslotId, Place, Provider, Slot};
 use tracing::{info, warn};
 
 use crate::cryptsetup::CryptError;
 use crate::keys::demo_key::DemoKey;
+use crate::keys::key_file::KeyFile;
 use crate::keys::passphrase::Passphrase;
 use crate::keys::recovery_key::RecoveryKey;
 use crate::keys::tpm2::Tpm2;
@@ -35,10 +36,12 @@ pub struct Unlocked {
 }
 
 /// What is given for a new key.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Given {
     /// The secret; `None` if its provider makes it.
     pub secret: Option<Secret>,
+    /// Where it is.
+    pub place: Option<Place>,
 }
 
 /// A provider, as this machine has it.
@@ -74,7 +77,7 @@ pub trait Way: Sync {
     fn enroll(&self, partition: &Path, slot: KeyslotId, unlock: &Key, new: &NewKey) -> Result<(), ChangeError> {
         match &new.key {
             Key::Secret(secret) => Ok(header::add(partition, slot, self.provider(), unlock, secret)?),
-            Key::Tpm2 => Err(ChangeError::unfit(self.provider(), "is a secret")),
+            Key::Tpm2 => Err(ChangeError::unfit(self.provider(), "is a secret".to_owned())),
         }
     }
 }
@@ -83,6 +86,7 @@ pub trait Way: Sync {
 pub fn way(provider: Provider) -> &'static dyn Way {
     match provider {
         Provider::Tpm2 => &Tpm2,
+        Provider::KeyFile => &KeyFile,
         Provider::DemoKey => &DemoKey,
         Provider::Passphrase => &Passphrase,
         Provider::RecoveryKey => &RecoveryKey,

@@ -1,17 +1,21 @@
 //! The ways into the overlay's volume at boot.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use nemos_host::keys::{ChangeError, Key, Keys, Memory, NewKey, Secret, slots};
+use nemos_host::keys::{ChangeError, Given, Key, Keys, Memory, Moment, NewKey, Secret, slots, try_slot, unlock, way};
 use nemos_host::state::Store;
 use nemos_model::Timestamp;
 use nemos_model::job::{JobState, Requester};
 use nemos_model::keys::change::Known;
-use nemos_model::keys::{KeyslotId, Provider, Refused};
+use nemos_model::keys::{Closed, KeyslotId, Place, Provider, Refused};
 use nemos_model::partitions::Partition;
 use nemos_model::reset::Scope;
 use nemos_model::state::DeviceState;
+use nemos_rig::{Disk, run};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use tempfile::TempDir;
 
 use crate::device::{CREDENTIALS, Device};
 
@@ -25,17 +29,27 @@ impl Memory for Notes {
     }
 }
 
-/// Puts a recovery key in the demo key's place, and gives it back.
-fn with_a_recovery_key_only(device: &Device) -> Secret {
-    let (partition, recovery) = (device.partition(Partition::Root), Secret::new_recovery_key().unwrap());
+/// Adds a key, as the daemon does.
+fn add(device: &Device, new: &NewKey, at: u64) -> KeyslotId {
+    let partition = device.partition(Partition::Root);
     device.with_state(|state| {
         let (notes, keys) = (Notes(Store::open(state).unwrap()), Keys { partition: &partition, state });
         let known = slots(&partition).unwrap();
         let known = Known { slots: &known, opened_by: None };
-        let change = known.enroll(Provider::RecoveryKey, Requester::image(), Timestamp(7)).unwrap();
-        let typed = Secret::typed(std::str::from_utf8(recovery.expose()).unwrap());
-        let new = NewKey { provider: Provider::RecoveryKey, key: Key::Secret(typed) };
-        keys.add(&notes, &change, &Key::Secret(Secret::typed("insecure")), &new).unwrap();
+        let change = known.enroll(new.provider, Requester::image(), Timestamp(at)).unwrap();
+        let change = change.at_place(new.place.clone());
+        keys.add(&notes, &change, &Key::Secret(Secret::typed("insecure")), new).unwrap();
+        change.new_slot().unwrap()
+    })
+}
+
+/// Puts a recovery key in the demo key's place, and gives it back.
+fn with_a_recovery_key_only(device: &Device) -> Secret {
+    let (partition, recovery) = (device.partition(Partition::Root), Secret::new_recovery_key().unwrap());
+    let typed = Secret::typed(std::str::from_utf8(recovery.expose()).unwrap());
+    add(device, &NewKey { provider: Provider::RecoveryKey, key: Key::Secret(typed), place: None }, 7);
+    device.with_state(|state| {
+        let (notes, keys) = (Notes(Store::open(state).unwrap()), Keys { partition: &partition, state });
         let known = slots(&partition).unwrap();
         let demo = KeyslotId::try_from(0).unwrap();
         let known = Known { slots: &known, opened_by: None };
@@ -81,4 +95,115 @@ pub fn a_reset_keeps_what_a_recovery_key_opens_and_brings_the_demo_key_back() {
     running.shuts_down();
     assert_eq!(device.state().job(job).unwrap().state, JobState::Done);
     assert_eq!(slots(&device.partition(Partition::Root)).unwrap().len(), 1);
+}
+
+/// A disk with files on it, which udev knows by its label.
+struct Stick(Disk);
+
+const LINK: &str = "/dev/disk/by-label/KEYS";
+
+impl Stick {
+    fn with(fs_type: &str) -> Self {
+        let disk = Disk::new(16 << 20);
+        run(&format!("mkfs.{fs_type}"), [disk.path()]);
+        let stick = Stick(disk);
+        stick.is_plugged_in();
+        stick
+    }
+
+    fn is_plugged_in(&self) {
+        fs::create_dir_all(Path::new(LINK).parent().unwrap()).unwrap();
+        symlink(self.0.path(), LINK).unwrap();
+    }
+
+    fn is_pulled_out(&self) {
+        fs::remove_file(LINK).unwrap();
+    }
+
+    fn holds<T>(&self, fs_type: &str, work: impl FnOnce(&Path) -> T) -> T {
+        let folder = TempDir::new().unwrap();
+        mount(self.0.path(), folder.path(), fs_type, MountFlags::empty(), None).unwrap();
+        let done = work(folder.path());
+        unmount(folder.path(), UnmountFlags::empty()).unwrap();
+        done
+    }
+}
+
+impl Drop for Stick {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(LINK);
+    }
+}
+
+fn key_file(path: &str, secret: &str) -> Given {
+    Given { secret: Some(Secret::typed(secret)), place: Some(Place::new("LABEL=KEYS", path).unwrap()) }
+}
+
+fn new_key_file(path: &str, secret: &str) -> Result<NewKey, ChangeError> {
+    way(Provider::KeyFile).new_key(key_file(path, secret))
+}
+
+pub fn a_key_file_on_another_disk_opens_the_device() {
+    for fs_type in ["ext4", "vfat"] {
+        let (device, stick) = (Device::provisioned(), Stick::with(fs_type));
+        stick.holds(fs_type, |root| fs::write(root.join("nemos.key"), "in a file").unwrap());
+        let slot = add(&device, &new_key_file("/nemos.key", "in a file").unwrap(), 7);
+        let mut running = device.boots();
+        running.is_healthy();
+        assert_eq!((running.report.provider, running.report.keyslot), (Some(Provider::KeyFile), Some(slot)));
+        running.shuts_down();
+
+        // Whose place another one takes is tried last.
+        stick.holds(fs_type, |root| fs::write(root.join("nemos.key.new"), "another").unwrap());
+        let newer = add(&device, &new_key_file("/nemos.key.new", "another").unwrap(), 8);
+        let running = device.boots();
+        assert_eq!(running.report.keyslot, Some(newer));
+        running.shuts_down();
+        stick.holds(fs_type, |root| fs::remove_file(root.join("nemos.key.new")).unwrap());
+        assert_eq!(device.boots().report.keyslot, Some(slot));
+    }
+}
+
+pub fn without_the_disk_of_its_key_file_a_device_is_opened_by_what_comes_next() {
+    let (device, stick) = (Device::provisioned(), Stick::with("ext4"));
+    stick.holds("ext4", |root| fs::write(root.join("nemos.key"), "in a file").unwrap());
+    add(&device, &new_key_file("/nemos.key", "in a file").unwrap(), 7);
+    stick.is_pulled_out();
+    let mut running = device.boots();
+    running.is_healthy();
+    assert_eq!(running.report.provider, Some(Provider::DemoKey));
+    assert!(running.said.contains("the device with LABEL=KEYS is not there"), "{}", running.said);
+
+    let partition = device.partition(Partition::Root);
+    let slots = slots(&partition).unwrap();
+    let slot = slots.iter().find(|slot| slot.provider() == Some(Provider::KeyFile)).unwrap();
+    let locked = Closed::Locked("the device with LABEL=KEYS is not there".to_owned());
+    assert_eq!(try_slot(&partition, slot, Provider::ALL), Some(Err(locked)));
+    stick.is_plugged_in();
+    assert_eq!(try_slot(&partition, slot, Provider::ALL), Some(Ok(Provider::KeyFile)));
+    let opens = |order: &[Provider]| unlock(&partition, &slots, order, Moment::Running).unwrap().provider;
+    assert_eq!(opens(Provider::ALL), Provider::KeyFile);
+    assert_eq!(opens(&[Provider::DemoKey, Provider::KeyFile]), Provider::DemoKey, "the image may have another order");
+    running.shuts_down();
+
+    // A disk of that label that somebody else has made.
+    stick.holds("ext4", |root| {
+        fs::remove_file(root.join("nemos.key")).unwrap();
+        symlink("/etc/hostname", root.join("nemos.key")).unwrap();
+    });
+    let running = device.boots();
+    assert_eq!(running.report.provider, Some(Provider::DemoKey));
+    assert!(running.said.contains("cannot read LABEL=KEYS:/nemos.key"), "{}", running.said);
+}
+
+pub fn a_key_file_that_no_boot_would_find_is_refused() {
+    let (device, stick) = (Device::provisioned(), Stick::with("ext4"));
+    stick.holds("ext4", |root| fs::write(root.join("nemos.key"), "in a file").unwrap());
+    let refusal = |path, secret| new_key_file(path, secret).unwrap_err().to_string();
+    assert!(refusal("/nemos.key", "not in it").contains("has another one"));
+    assert!(refusal("/other.key", "in a file").contains("No such file"));
+    stick.is_pulled_out();
+    let _running = device.boots();
+    symlink(device.partition(Partition::Home), LINK).unwrap();
+    assert!(refusal("/nemos.key", "in a file").contains("is on this device's own"));
 }

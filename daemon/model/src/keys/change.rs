@@ -18,7 +18,7 @@ use thiserror::Error;
 use crate::Timestamp;
 use crate::job::Requester;
 use crate::keys::slot::{KEYSLOTS, KeyslotId, Origin, Slot};
-use crate::keys::{Provider, Record};
+use crate::keys::{Place, Provider, Record};
 use crate::words::words;
 
 words! {
@@ -64,6 +64,9 @@ pub struct Change {
     pub verb: Verb,
     /// Of which provider.
     pub provider: Option<Provider>,
+    /// Where the new key is, if it is in a file on another device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<Place>,
     /// How far it is.
     pub stage: Stage,
     /// Who asked.
@@ -162,14 +165,15 @@ impl Known<'_> {
     /// Begins with a slot more.
     pub fn enroll(&self, provider: Provider, by: Requester, at: Timestamp) -> Result<Change, Refused> {
         let (provider, new) = (provider.of_a_caller()?, self.free()?);
-        Ok(Change { verb: Verb::Enroll { new }, provider: Some(provider), stage: Stage::Adding, by, at, made_in: None })
+        let verb = Verb::Enroll { new };
+        Ok(Change { verb, provider: Some(provider), place: None, stage: Stage::Adding, by, at, made_in: None })
     }
 
     /// Begins with a slot in place of the one of that provider.
     pub fn rotate(&self, provider: Provider, by: Requester, at: Timestamp) -> Result<Change, Refused> {
         let (provider, old) = (provider.of_a_caller()?, self.only_one_of(provider)?);
         let verb = Verb::Rotate { new: self.free()?, old };
-        Ok(Change { verb, provider: Some(provider), stage: Stage::Adding, by, at, made_in: None })
+        Ok(Change { verb, provider: Some(provider), place: None, stage: Stage::Adding, by, at, made_in: None })
     }
 
     /// Begins with a slot less.
@@ -178,7 +182,8 @@ impl Known<'_> {
         if !self.slots.iter().any(|slot| slot.id != old && self.is_way_in(slot)) {
             return Err(Refused::LastKey(old));
         }
-        Ok(Change { verb: Verb::Remove { old }, provider, stage: Stage::Removing, by, at, made_in: None })
+        let verb = Verb::Remove { old };
+        Ok(Change { verb, provider, place: None, stage: Stage::Removing, by, at, made_in: None })
     }
 }
 
@@ -201,7 +206,7 @@ impl Change {
 
     /// What is recorded of the new slot.
     pub fn record(&self) -> Option<Record> {
-        Some(Record { provider: self.provider?, created: self.at })
+        Some(Record { provider: self.provider?, created: self.at, place: self.place.clone() })
     }
 
     /// The new slot opens the volume: what is left of the change, if anything.
@@ -213,6 +218,12 @@ impl Change {
     #[must_use]
     pub fn confirmed(self) -> Change {
         Change { stage: Stage::Removing, ..self }
+    }
+
+    /// The same, of a key that is at that place.
+    #[must_use]
+    pub fn at_place(self, place: Option<Place>) -> Change {
+        Change { place, ..self }
     }
 
     /// The same, made in the boot of that name.
@@ -266,7 +277,7 @@ mod tests {
     }
 
     fn slot(number: u32, provider: Option<Provider>) -> Slot {
-        let record = |provider| Origin::Recorded(Record { provider, created: Timestamp(0) });
+        let record = |provider| Origin::Recorded(Record { provider, created: Timestamp(0), place: None });
         Slot { id: id(number), origin: provider.map_or(Origin::Unrecorded, record) }
     }
 

@@ -110,7 +110,7 @@ mod tests {
         let id = |number: u32| KeyslotId::try_from(number).unwrap();
         let recorded = |number, provider| Slot {
             id: id(number),
-            origin: Origin::Recorded(Record { provider, created: Timestamp(0) }),
+            origin: Origin::Recorded(Record { provider, created: Timestamp(0), place: None }),
         };
         let (demo, typed) = (recorded(0, Provider::DemoKey), recorded(1, Provider::RecoveryKey));
         let typed_at_the_console = |mut tried: Tried| {

@@ -3,6 +3,7 @@
 pub mod change;
 pub mod forecast;
 pub mod identity;
+pub mod place;
 pub mod policy;
 pub mod provider;
 pub mod recovery;
@@ -11,6 +12,7 @@ pub mod slot;
 pub use change::{Boot, Change, Next, Refused, Stage, Verb};
 pub use forecast::{Closed, Forecast, forecast};
 pub use identity::{Identity, KeyDigest};
+pub use place::{InvalidPlace, Place};
 pub use policy::Policy;
 pub use provider::Provider;
 pub use slot::{KeyslotId, Origin, Record, Slot};

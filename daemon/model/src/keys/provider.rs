@@ -8,6 +8,8 @@ words! {
     Provider {
         /// A key that the device's TPM keeps, and gives out to a boot that Secure Boot has let through as before.
         Tpm2 = "tpm2",
+        /// A file on another device, as a USB stick.
+        KeyFile = "key-file",
         /// [`DEMO_KEY_FILE`](crate::keys::DEMO_KEY_FILE).
         DemoKey = "demo-key",
         /// What somebody types at the console.

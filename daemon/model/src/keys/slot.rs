@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use thiserror::Error;
 
 use crate::Timestamp;
-use crate::keys::Provider;
+use crate::keys::{Place, Provider};
 
 /// How many key slots there are.
 pub const KEYSLOTS: u8 = 32;
@@ -49,23 +49,30 @@ impl fmt::Display for KeyslotId {
 }
 
 /// What is recorded of a key slot in the header itself, so that it goes where the header goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     /// What opens it.
     pub provider: Provider,
     /// When it was made.
     pub created: Timestamp,
+    /// Where its key is, if it is in a file on another device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<Place>,
 }
 
 impl Record {
     /// The token that holds it.
-    pub fn token(self, slot: KeyslotId) -> Value {
-        json!({
+    pub fn token(&self, slot: KeyslotId) -> Value {
+        let mut token = json!({
             "type": TOKEN_TYPE,
             "keyslots": [slot.to_string()],
             "provider": self.provider,
             "created": self.created,
-        })
+        });
+        if let Some(place) = &self.place {
+            token["place"] = json!(place);
+        }
+        token
     }
 }
 
@@ -94,6 +101,14 @@ impl Slot {
     pub const fn created(&self) -> Option<Timestamp> {
         match &self.origin {
             Origin::Recorded(record) => Some(record.created),
+            Origin::Foreign(_) | Origin::Unrecorded => None,
+        }
+    }
+
+    /// Where its key is, if it is one of ours and on another device.
+    pub const fn place(&self) -> Option<&Place> {
+        match &self.origin {
+            Origin::Recorded(record) => record.place.as_ref(),
             Origin::Foreign(_) | Origin::Unrecorded => None,
         }
     }
@@ -194,19 +209,30 @@ mod tests {
 
     #[test]
     fn what_is_recorded_is_read_back_and_what_is_not_ours_is_left_to_others() {
-        let record = Record { provider: Provider::Passphrase, created: Timestamp(7) };
+        let record = Record { provider: Provider::Passphrase, created: Timestamp(7), place: None };
+        let place = Some("LABEL=KEYS:/nemos.key".parse().unwrap());
+        let in_a_file = Record { provider: Provider::KeyFile, place, ..record.clone() };
         let metadata = json!({
-            "keyslots": {"10": {}, "0": {}, "2": {}},
+            "keyslots": {"10": {}, "0": {}, "2": {}, "11": {}, "12": {}},
             "tokens": {
                 "0": record.token(id(2)),
                 "1": {"type": "systemd-tpm2", "keyslots": ["10"], "tpm2-blob": "x"},
                 "2": {"type": "nemos", "keyslots": ["10"], "provider": "from the future", "created": 1},
                 "3": record.token(id(5)),
+                "4": in_a_file.token(id(11)),
+                "5": {"type": "nemos", "keyslots": ["12"], "provider": "key-file", "created": 1, "place": "/etc/key"},
             },
         });
         let slot = |number, origin| Slot { id: id(number), origin };
         let foreign = Origin::Foreign("systemd-tpm2".into());
-        let expected = [slot(0, Origin::Unrecorded), slot(2, Origin::Recorded(record)), slot(10, foreign)];
+        let (strange, in_a_file) = (Origin::Foreign("nemos".into()), Origin::Recorded(in_a_file));
+        let expected = [
+            slot(0, Origin::Unrecorded),
+            slot(2, Origin::Recorded(record)),
+            slot(10, foreign),
+            slot(11, in_a_file),
+            slot(12, strange),
+        ];
         assert_eq!(slots(&metadata), expected);
         assert_eq!(stale_tokens(&metadata), [3]);
     }

@@ -65,7 +65,8 @@ impl Keys {
         }
         let unlock = read_if_given(options.unlock).await?;
         let secret = if way(provider).takes_secret() { Some(read(secret).await?) } else { None };
-        let slot = keys::add(&self.service, Wanted { provider, rotates, unlock, given: Given { secret } }, by).await?;
+        let given = Given { secret, place: options.place };
+        let slot = keys::add(&self.service, Wanted { provider, rotates, unlock, given }, by).await?;
         Ok((slot, slot.into()))
     }
 }
@@ -150,7 +151,7 @@ impl Keys {
         #[zbus(header)] call: Header<'_>,
     ) -> Result<zbus::OwnedFd, Error> {
         let work = async |by| {
-            let TakenKeyOptions { unlock, rotate, recipients } = TakenKeyOptions::parse_for_recovery(options)?;
+            let TakenKeyOptions { unlock, rotate, recipients, .. } = TakenKeyOptions::parse_for_recovery(options)?;
             let recipients = Recipient::parse_all(&recipients).map_err(|error| not_sealed(&error))?;
             let unlock = read_if_given(unlock).await?;
             let failed = |error: std::io::Error| Error::new(ErrorKind::Failed, format!("no recovery key: {error}"));
@@ -162,7 +163,7 @@ impl Keys {
                 secret.seal(&recipients).map_err(|error| not_sealed(&error))?.send()
             };
             let given = given.map_err(failed)?;
-            let given_now = Given { secret: Some(secret) };
+            let given_now = Given { secret: Some(secret), place: None };
             let wanted = Wanted { provider: Provider::RecoveryKey, rotates: rotate, unlock, given: given_now };
             Ok((keys::add(&self.service, wanted, by).await?, given.into()))
         };

@@ -1,0 +1,99 @@
+//! Key files on another device, as a USB stick: read where they are, and never written here.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nemos_model::boot::REPORT_FILE;
+use nemos_model::keys::{Closed, Place, Provider, Slot};
+use rustix::fd::OwnedFd;
+use rustix::fs::{Mode, OFlags, ResolveFlags, open, openat2};
+use rustix::mount::MountAttrFlags;
+
+use crate::boot::read_report;
+use crate::keys::way::{Given, Moment, Way};
+use crate::keys::{ChangeError, Key, NewKey, Secret};
+use crate::mounts::{Mount, mounted_at};
+use crate::partitions::disk_of;
+use crate::time::wait_for;
+
+/// How long a boot waits for a device that should be there: a USB stick takes seconds to be found.
+const APPEARS: Duration = Duration::from_secs(10);
+/// What such a device may have on it.
+const FILE_SYSTEMS: [&str; 2] = ["ext4", "vfat"];
+
+pub(super) struct KeyFile;
+
+impl Way for KeyFile {
+    fn provider(&self) -> Provider {
+        Provider::KeyFile
+    }
+
+    fn key(&self, slot: &Slot, moment: Moment) -> Result<Key, Closed> {
+        let limit = if moment == Moment::Boot { APPEARS } else { Duration::ZERO };
+        let place = slot.place().ok_or_else(|| Closed::Locked("it is not recorded where its key is".to_owned()))?;
+        read(place, limit).map(Key::Secret).map_err(Closed::Locked)
+    }
+
+    fn takes_secret(&self) -> bool {
+        true
+    }
+
+    fn new_key(&self, given: Given) -> Result<NewKey, ChangeError> {
+        let unfit = |what: String| ChangeError::unfit(Provider::KeyFile, what);
+        let Given { secret: Some(secret), place: Some(place) } = given else {
+            return Err(unfit("is in a file on another device: say on which (place), and what is in it".to_owned()));
+        };
+        check(&place, &secret).map_err(unfit)?;
+        Ok(NewKey { provider: Provider::KeyFile, key: Key::Secret(secret), place: Some(place) })
+    }
+}
+
+/// If the device is there, it must be another one, and the file must have that key.
+fn check(place: &Place, secret: &Secret) -> Result<(), String> {
+    let Ok(device) = fs::canonicalize(place.link()) else { return Ok(()) };
+    let booted = read_report(Path::new(REPORT_FILE)).ok().flatten().map(|report| PathBuf::from(report.disk));
+    if booted.is_some() && disk_of(&device) == booted {
+        return Err(format!("is kept on another disk, and {} is on this device's own", place.device()));
+    }
+    let found = read(place, Duration::ZERO).map_err(|error| format!("is read from its file at boot: {error}"))?;
+    if found.expose() != secret.expose() {
+        return Err(format!("is what its file has, and {place} has another one"));
+    }
+    Ok(())
+}
+
+fn read(place: &Place, limit: Duration) -> Result<Secret, String> {
+    let device = wait_for(limit, || fs::canonicalize(place.link()).ok());
+    let device = device.ok_or_else(|| format!("the device with {} is not there", place.device()))?;
+    let root = root(&device)?;
+    let unreadable = |error: io::Error| format!("cannot read {place}: {error}");
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = openat2(&root, place.path().trim_start_matches('/'), flags, Mode::empty(), resolve);
+    let file = File::from(file.map_err(|error| unreadable(error.into()))?);
+    if !file.metadata().map_err(unreadable)?.is_file() {
+        return Err(format!("{place} is no file"));
+    }
+    Secret::read(file).map_err(|error| format!("cannot read {place}: {error}"))
+}
+
+/// The root of the file system on a device: where it is mounted, or a mount of our own that ends with it.
+fn root(device: &Path) -> Result<OwnedFd, String> {
+    if let Some(target) = mounted_at(device) {
+        let opened = open(&target, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+        return opened.map_err(|error| format!("cannot open {}: {}", target.display(), io::Error::from(error)));
+    }
+    let source = device.to_string_lossy();
+    let mut refusal = String::new();
+    for fs_type in FILE_SYSTEMS {
+        let mut mount = Mount::new(fs_type, &source).read_only().data_only();
+        mount.attributes |= MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        match mount.hidden() {
+            Ok(root) => return Ok(root),
+            Err(error) => refusal = error.to_string(),
+        }
+    }
+    Err(refusal)
+}
