@@ -9,7 +9,8 @@ image_packages=(cryptsetup-bin debian-archive-keyring dosfstools e2fsprogs mmdeb
 # What both need besides for arm64: another architecture's programs are compiled, run and booted. tests/arm64.sh takes them.
 arm64_packages=(arch-test gcc-aarch64-linux-gnu qemu-efi-aarch64 qemu-system-arm qemu-user-static)
 # What the tests run besides.
-test_packages=(dbus dmsetup fdisk gdisk kmod mount openssh-client openssl shellcheck tpm2-tools user-mode-linux xfsprogs)
+test_packages=(dbus dmsetup fdisk gdisk kmod mount opensc openssh-client openssl shellcheck softhsm2 tpm2-tools user-mode-linux
+               xfsprogs)
 
 # Debian 13's kernel crashes under older ones, when there is no KVM.
 qemu_least=1:10.0
@@ -22,6 +23,9 @@ is_root() { [ "$(id -u)" -eq 0 ]; }
 
 # shellcheck source=/dev/null
 . /etc/os-release
+
+# systemd-cryptenroll, and what libcryptsetup loads for a token: Debian 12 has them in systemd itself.
+[ "${VERSION_CODENAME:-}" = bookworm ] || test_packages+=(systemd-cryptsetup)
 
 check_host() {
     case "${ID:-}-${VERSION_ID:-}-$(uname -m)" in

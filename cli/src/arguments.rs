@@ -446,6 +446,9 @@ pub struct Import {
                                                  a new key in that file, on a USB stick that is mounted now and is
                                                  plugged in at boot
   nemosctl keys rotate key-file                  the next one, in a file beside it
+  nemosctl keys enroll pkcs11 --token-uri 'pkcs11:token=device;object=disk' --pin-file pin
+                                                 kept by a security key, a smart card or OP-TEE, which has an RSA key and its
+                                                 certificate
   nemosctl keys enroll passphrase                asks for it, twice
   nemosctl keys rotate passphrase --secret-file new --unlock-file old
                                                  the old one goes once a boot did not need it
@@ -500,11 +503,11 @@ pub enum Recovery {
     Show,
 }
 
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 pub struct NewKey {
-    /// What it is: `tpm2`, which the device's TPM keeps, `key-file`, on another device, `recovery-key`, which the device
-    /// makes, or `passphrase`
-    #[arg(value_parser = ["tpm2", "key-file", "recovery-key", "passphrase"])]
+    /// What it is: `tpm2`, which the device's TPM keeps, `pkcs11`, which another token keeps, `key-file`, on another device,
+    /// `recovery-key`, which the device makes, or `passphrase`
+    #[arg(value_parser = ["tpm2", "pkcs11", "key-file", "recovery-key", "passphrase"])]
     pub provider: String,
     /// Take the passphrase, or what a key file has already, from this file; `-` is standard input
     #[arg(long, value_name = "FILE")]
@@ -515,6 +518,12 @@ pub struct NewKey {
     /// The key file, from the root of its device
     #[arg(long, value_name = "FILE", requires = "device")]
     pub path: Option<String>,
+    /// The PKCS#11 token and the key on it, as `p11tool --list-tokens` and `--list-all` name them, without a PIN
+    #[arg(long, value_name = "URI")]
+    pub token_uri: Option<String>,
+    /// Take the PIN of the token from this file; `-` is standard input. A token that has none needs none
+    #[arg(long, value_name = "FILE")]
+    pub pin_file: Option<PathBuf>,
     /// A key that opens the volume now; not needed as long as the demo key does
     #[arg(long, value_name = "FILE")]
     pub unlock_file: Option<PathBuf>,

@@ -5,7 +5,7 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use nemos_model::keys::Place;
+use nemos_model::keys::FilePlace;
 use zeroize::Zeroizing;
 
 use crate::Failure;
@@ -22,7 +22,7 @@ pub struct KeyFile {
 
 impl KeyFile {
     /// Makes it where nothing is; or where `spent` says that only a key is that opens nothing any more.
-    pub fn make(place: &Place, spent: bool) -> Result<Self, Failure> {
+    pub fn make(place: &FilePlace, spent: bool) -> Result<Self, Failure> {
         let path = mount_point(place)?.join(place.path().trim_start_matches('/'));
         let failed = |error: io::Error| unusable(place, &error);
         if spent && fs::symlink_metadata(&path).is_ok_and(|found| found.is_file() && found.len() == BYTES as u64) {
@@ -54,12 +54,12 @@ fn sync_folder(path: &Path) -> io::Result<()> {
     path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
 }
 
-fn unusable(place: &Place, error: &dyn std::fmt::Display) -> Failure {
+fn unusable(place: &FilePlace, error: &dyn std::fmt::Display) -> Failure {
     Failure::Usage(format!("cannot make the key file {place}: {error}"))
 }
 
 /// Where the file system of the device is mounted.
-fn mount_point(place: &Place) -> Result<PathBuf, Failure> {
+fn mount_point(place: &FilePlace) -> Result<PathBuf, Failure> {
     let device = fs::canonicalize(place.link());
     let device = device.map_err(|_| unusable(place, &format!("the device with {} is not there", place.device())))?;
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;

@@ -8,7 +8,7 @@ use std::path::Path;
 use nemos_api::keys::{ForecastRecord, KeyOptions, KeysProxy, SlotRecord, WayRecord};
 use nemos_model::health::Health;
 use nemos_model::keys::forecast::Outlook;
-use nemos_model::keys::{Place, Provider};
+use nemos_model::keys::{FilePlace, Place, Provider, TokenUri};
 use serde::Serialize;
 use zbus::proxy::CacheProperties;
 use zbus::{Connection, Fd};
@@ -33,7 +33,7 @@ struct Key {
     /// ISO 8601 in UTC.
     created: Option<String>,
     opened_boot: bool,
-    /// Where its key is, if that is in a file on another device: `LABEL=KEYS:/nemos.key`.
+    /// Where its key is, if it is kept elsewhere: `LABEL=KEYS:/nemos.key`, `pkcs11:token=...`.
     place: Option<String>,
 }
 
@@ -59,7 +59,7 @@ struct Way {
 struct Added {
     /// `null` for a recovery key.
     slot: Option<u32>,
-    /// Where a key file is.
+    /// Where it is, if it is kept elsewhere.
     place: Option<String>,
     /// The recovery key; it is shown this once.
     recovery_key: Option<Zeroizing<String>>,
@@ -89,7 +89,7 @@ pub async fn run(connection: &Connection, arguments: Arguments, output: Output) 
         Command::Rotate(new) => add(&proxy, &new, true, output).await,
         Command::Recovery(Recovery::Create { recipient, rotate, unlock_file }) => {
             let provider = Provider::RecoveryKey.name().to_owned();
-            let new = NewKey { provider, secret_file: None, device: None, path: None, unlock_file, recipient };
+            let new = NewKey { provider, unlock_file, recipient, ..NewKey::default() };
             add(&proxy, &new, rotate, output).await
         }
         Command::Recovery(Recovery::Show) => {
@@ -120,7 +120,7 @@ async fn add(proxy: &KeysProxy<'_>, new: &NewKey, rotates: bool, output: Output)
     let added = if is_recovery {
         let sealed = !new.recipient.is_empty();
         let recipients = sealed.then(|| new.recipient.clone());
-        let options = KeyOptions { unlock, rotate: Some(rotates), recipients, place: None };
+        let options = KeyOptions { unlock, rotate: Some(rotates), recipients, ..KeyOptions::default() };
         let mut key = Zeroizing::new(String::with_capacity(16 << 10));
         fs::File::from(OwnedFd::from(proxy.create_recovery_key(options).await?)).read_to_string(&mut key)?;
         let (recovery_key, sealed_key) = if sealed { (None, Some(key)) } else { (Some(key), None) };
@@ -130,13 +130,17 @@ async fn add(proxy: &KeysProxy<'_>, new: &NewKey, rotates: bool, output: Output)
         let secret = match (&new.secret_file, &place) {
             (Some(file), Some(_)) => secret_in(file)?,
             (Some(file), None) => typeable(secret_in(file)?),
-            (None, Some(place)) => made.insert(KeyFile::make(place, rotates && new.path.is_none())?).secret.clone(),
-            // The TPM makes its own.
-            (None, None) if new.provider == Provider::Tpm2.name() => Zeroizing::new(Vec::new()),
-            (None, None) => typed()?,
+            (None, Some(Place::File(file))) => {
+                made.insert(KeyFile::make(file, rotates && new.path.is_none())?).secret.clone()
+            }
+            (None, None) if new.provider == Provider::Passphrase.name() => typed()?,
+            // Its token makes it.
+            (None, _) => Zeroizing::new(Vec::new()),
         };
-        let place = place.map(|place| place.to_string());
-        let (options, secret) = (KeyOptions { unlock, place: place.clone(), ..KeyOptions::default() }, send(&secret)?);
+        let pin = new.pin_file.as_deref().map(secret_in).transpose()?.map(|pin| send(&typeable(pin))).transpose()?;
+        let (pin, place) = (pin.as_ref().map(Fd::from), place.map(|place| place.to_string()));
+        let options = KeyOptions { unlock, place: place.clone(), pin, ..KeyOptions::default() };
+        let secret = send(&secret)?;
         let call = if rotates {
             proxy.rotate(&new.provider, options, (&secret).into()).await
         } else {
@@ -151,21 +155,41 @@ async fn add(proxy: &KeysProxy<'_>, new: &NewKey, rotates: bool, output: Output)
     Ok(0)
 }
 
-/// Where a key file is, or will be: where one says, or beside the one that it takes the place of.
+/// Where a key is that is kept elsewhere: where one says, or, for one that takes the place of another, as that one is.
 async fn place(proxy: &KeysProxy<'_>, new: &NewKey, rotates: bool) -> Result<Option<Place>, Failure> {
     let usage = |error: &dyn std::fmt::Display| Failure::Usage(error.to_string());
-    match (new.provider == Provider::KeyFile.name(), &new.device, &new.path) {
-        (false, None, None) => Ok(None),
-        (false, ..) => Err(usage(&"only a key file is on another device")),
-        (true, Some(device), Some(path)) => Place::new(device, path).map(Some).map_err(|error| usage(&error)),
-        (true, ..) if rotates => {
-            let places: Vec<String> = proxy.slots().await?.into_iter().filter_map(|slot| slot.place).collect();
+    let said = match (&new.device, &new.path, &new.token_uri) {
+        (Some(device), Some(path), None) => Some(FilePlace::new(device, path).map(Place::File)),
+        (None, None, Some(uri)) => Some(TokenUri::new(uri).map(Place::Token)),
+        (None, None, None) => None,
+        _ => return Err(usage(&"a key is in a file or on a token")),
+    };
+    let said = said.transpose().map_err(|error| usage(&error))?;
+    match (new.provider.parse(), said) {
+        (Ok(Provider::KeyFile), Some(place @ Place::File(_)))
+        | (Ok(Provider::Pkcs11), Some(place @ Place::Token(_))) => Ok(Some(place)),
+        (Ok(Provider::KeyFile | Provider::Pkcs11), None) if rotates => {
+            let slots = proxy.slots().await?.into_iter().filter(|slot| slot.provider == new.provider);
+            let places: Vec<String> = slots.filter_map(|slot| slot.place).collect();
             let [old] = places.as_slice() else {
-                return Err(usage(&"not one key file is enrolled, but none or several: say --device and --path"));
+                return Err(usage(
+                    &"not one key of that provider is enrolled, but none or several: say which is meant",
+                ));
             };
-            old.parse::<Place>().and_then(|old| old.beside()).map(Some).map_err(|error| usage(&error))
+            let beside = |old| match old {
+                Place::File(file) => file.beside().map(Place::File),
+                Place::Token(uri) => Ok(Place::Token(uri)),
+            };
+            old.parse().and_then(beside).map(Some).map_err(|error| usage(&error))
         }
-        (true, ..) => Err(usage(&"say where the key file is to be: --device LABEL=... --path /nemos.key")),
+        (Ok(Provider::KeyFile), _) => {
+            Err(usage(&"say where the key file is to be: --device LABEL=... --path /nemos.key"))
+        }
+        (Ok(Provider::Pkcs11), _) => {
+            Err(usage(&"say which token keeps the key: --token-uri pkcs11:token=...;object=..."))
+        }
+        (_, None) if new.pin_file.is_none() => Ok(None),
+        _ => Err(usage(&"only a key file is on another device, and only a PKCS#11 token has a URI and a PIN")),
     }
 }
 
@@ -175,7 +199,7 @@ async fn remove(proxy: &KeysProxy<'_>, slot: u32, yes: bool, output: Output) -> 
     after.ways.retain(|way| way.slot != slot);
     after.best().name().clone_into(&mut after.outlook);
     if !yes && after.exit_code() != 0 {
-        let warning = "without this key, the next boot waits at its console for a passphrase or recovery key";
+        let warning = "without this key, the next boot waits at its console for a passphrase, recovery key or PIN";
         if !can_ask(output) {
             return Err(Failure::Usage(format!("{warning}; say --yes if that is meant")));
         }
@@ -277,7 +301,7 @@ impl Forecast {
     fn render(&self, style: Style) -> String {
         let (health, words) = match self.exit_code() {
             0 => (Health::Ok, "the next boot opens the overlay by itself"),
-            1 => (Health::Warning, "the next boot waits at its console for a passphrase or recovery key"),
+            1 => (Health::Warning, "the next boot waits at its console for a passphrase, recovery key or PIN"),
             _ => (Health::Critical, "nothing that is known opens the overlay at the next boot"),
         };
         let row =
@@ -289,10 +313,11 @@ impl Forecast {
 
 impl Added {
     fn render(&self) -> String {
-        let waits = match (self.waits, &self.place) {
+        let is_file = self.place.as_ref().is_some_and(|place| matches!(place.parse(), Ok(Place::File(_))));
+        let waits = match (self.waits, is_file) {
             (false, _) => "",
-            (true, None) => "the old one goes once a boot did not need it\n",
-            (true, Some(_)) => {
+            (true, false) => "the old one goes once a boot did not need it\n",
+            (true, true) => {
                 "the old one opens nothing once a boot did not need it; its file stays until it is deleted or rotated again\n"
             }
         };
@@ -304,9 +329,9 @@ impl Added {
                 format!("{}\n\nwrite it down: it is shown this once, and opens this device\n{waits}", **key)
             }
             (None, slot) => {
-                let file = self.place.as_ref().map_or_else(String::new, |place| format!(" (file {place})"));
+                let place = self.place.as_ref().map_or_else(String::new, |place| format!(" ({place})"));
                 format!(
-                    "the key{file} is in slot {}, and was seen to open the volume\n{waits}",
+                    "the key{place} is in slot {}, and was seen to open the volume\n{waits}",
                     slot.unwrap_or_default()
                 )
             }

@@ -54,8 +54,10 @@ pub trait Keys {
 pub struct KeyOptions<'a> {
     /// A key that opens the volume now; not needed as long as the demo key does.
     pub unlock: Option<Fd<'a>>,
-    /// For a key in a file on another device: where, as `LABEL=KEYS:/nemos.key`.
+    /// For a key that is kept elsewhere: where, as `LABEL=KEYS:/nemos.key`, or `pkcs11:token=...`.
     pub place: Option<String>,
+    /// For a key that a PKCS#11 token keeps: its PIN, if it has one.
+    pub pin: Option<Fd<'a>>,
     /// For a recovery key: in place of the one that there is.
     pub rotate: Option<bool>,
     /// For a recovery key: who alone can read what is given out, as age's `age1...`.
@@ -69,6 +71,8 @@ pub struct TakenKeyOptions {
     pub unlock: Option<OwnedFd>,
     /// See [`KeyOptions::place`].
     pub place: Option<Place>,
+    /// See [`KeyOptions::pin`].
+    pub pin: Option<OwnedFd>,
     /// See [`KeyOptions::rotate`].
     pub rotate: bool,
     /// See [`KeyOptions::recipients`].
@@ -80,11 +84,11 @@ impl TakenKeyOptions {
     pub fn parse(dictionary: Dictionary) -> Result<Self, Error> {
         let mut options = Options::new(dictionary);
         let unlock = options.take_file_descriptor("unlock")?;
-        let place = options.take::<String>("place")?;
+        let (place, pin) = (options.take::<String>("place")?, options.take_file_descriptor("pin")?);
         options.finish()?;
         let place = place.map(|text| text.parse::<Place>()).transpose();
         let place = place.map_err(|error| Error::new(ErrorKind::InvalidArgument, error.to_string()))?;
-        Ok(TakenKeyOptions { unlock, place, ..TakenKeyOptions::default() })
+        Ok(TakenKeyOptions { unlock, place, pin, ..TakenKeyOptions::default() })
     }
 
     /// Reads what a caller sent for a recovery key.
@@ -94,7 +98,7 @@ impl TakenKeyOptions {
         let (rotate, recipients) = (options.take("rotate")?, options.take("recipients")?);
         options.finish()?;
         let (rotate, recipients) = (rotate.unwrap_or_default(), recipients.unwrap_or_default());
-        Ok(TakenKeyOptions { unlock, rotate, recipients, place: None })
+        Ok(TakenKeyOptions { unlock, rotate, recipients, ..TakenKeyOptions::default() })
     }
 }
 
@@ -104,9 +108,10 @@ impl TakenKeyOptions {
 pub struct SlotRecord {
     /// Its number.
     pub slot: u32,
-    /// What opens it: `tpm2`, `key-file`, `demo-key`, `passphrase`, `recovery-key`, another program's token, or `unknown`.
+    /// What opens it: `tpm2`, `pkcs11`, `key-file`, `demo-key`, `passphrase`, `recovery-key`, another program's token, or
+    /// `unknown`.
     pub provider: String,
-    /// Where its key is, if that is in a file on another device.
+    /// Where its key is, if it is kept elsewhere.
     pub place: Option<String>,
     /// When it was made, if this device made it.
     pub created: Option<u64>,

@@ -1,6 +1,7 @@
 //! Runs external programs: with a limit in time, and their own words in the error.
 
 use std::io::{self, Read};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -48,12 +49,31 @@ pub fn run(program: &str, arguments: &[&str], limit: Duration) -> Result<(), Com
 
 /// The same, and it can read that.
 pub fn run_with_input(program: &str, arguments: &[&str], input: Stdio, limit: Duration) -> Result<(), CommandError> {
+    run_command(program, Command::new(program).args(arguments).stdin(input), limit)
+}
+
+/// The same, and it finds its credentials in that folder, as systemd would give them to it.
+pub fn run_with_credentials(
+    program: &str,
+    arguments: &[&str],
+    input: Stdio,
+    credentials: &Path,
+    limit: Duration,
+) -> Result<(), CommandError> {
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(input).env("CREDENTIALS_DIRECTORY", credentials);
+    run_command(program, &mut command, limit)
+}
+
+fn run_command(program: &str, command: &mut Command, limit: Duration) -> Result<(), CommandError> {
     let name = || program.to_owned();
     let not_started = |source| CommandError::NotStarted { program: name(), source };
     let (mut reader, writer) = io::pipe().map_err(not_started)?;
     let both = writer.try_clone().map_err(not_started)?;
-    let mut child =
-        Command::new(program).args(arguments).stdin(input).stdout(both).stderr(writer).spawn().map_err(not_started)?;
+    let spawned = command.stdout(both).stderr(writer).spawn();
+    // The ends of the pipe that the command holds would keep it open.
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = spawned.map_err(not_started)?;
     let reader = std::thread::spawn(move || {
         let mut text = Vec::new();
         let _ = reader.read_to_end(&mut text);

@@ -11,6 +11,7 @@ use std::sync::Once;
 
 use libcryptsetup_rs::consts::vals::CryptLogLevel;
 use libcryptsetup_rs::{CryptDevice, CryptInit, LibcryptErr, set_log_callback};
+use rustix::io::Errno;
 use thiserror::Error;
 
 /// An operation of libcryptsetup that failed.
@@ -35,6 +36,12 @@ impl CryptError {
     pub fn is_wrong_key(&self) -> bool {
         let kinds = [io::ErrorKind::PermissionDenied, io::ErrorKind::NotFound];
         matches!(&self.source, LibcryptErr::IOError(error) if kinds.contains(&error.kind()))
+    }
+
+    /// Whether a token wants a PIN, or another one than it was given.
+    pub fn needs_pin(&self) -> bool {
+        let wants_pin = Some(Errno::NOANO.raw_os_error());
+        matches!(&self.source, LibcryptErr::IOError(error) if error.raw_os_error() == wants_pin)
     }
 
     /// Something that libcryptsetup said and that cannot be.

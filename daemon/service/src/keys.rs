@@ -174,7 +174,7 @@ async fn take(service: &Arc<Service>, policy: &Policy, step: Step) -> Result<Key
                 provider: Provider::RecoveryKey,
                 rotates: false,
                 unlock: None,
-                given: Given { secret: Some(secret), place: None },
+                given: Given { secret: Some(secret), ..Given::default() },
             };
             add_at(service, wanted, by, created, Some((policy.clone(), step))).await
         }
@@ -281,6 +281,7 @@ fn not_changed(error: &ChangeError) -> Error {
         ChangeError::WrongKey { .. }
         | ChangeError::NotNew { .. }
         | ChangeError::Unfit { .. }
+        | ChangeError::UnlockedByToken
         | ChangeError::Tpm2Full => Error::new(ErrorKind::InvalidArgument, error.to_string()),
         ChangeError::Backup { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
             Error::new(ErrorKind::NoSpace, error.to_string())

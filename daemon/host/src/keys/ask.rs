@@ -43,10 +43,11 @@ pub(super) fn answer(
     let again = format!("That was not it. {question}");
     for round in 0..TRIES {
         match ask(if round == 0 { question } else { &again }) {
-            Ok(Some(answer)) => match opens(answer) {
-                Some(unlocked) => return Ok(unlocked),
-                None => continue,
-            },
+            Ok(Some(answer)) => {
+                if let Some(unlocked) = opens(answer) {
+                    return Ok(unlocked);
+                }
+            }
             Ok(None) => return Err(format!("nobody answered `{question}` within {} s", ANSWER.as_secs())),
             Err(error) => return Err(format!("nobody can be asked `{question}`: {error}")),
         }

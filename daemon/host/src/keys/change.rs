@@ -55,6 +55,11 @@ pub enum ChangeError {
     /// A program failed.
     #[error(transparent)]
     Command(#[from] CommandError),
+    /// systemd takes no key of that kind.
+    #[error(
+        "a key that a PKCS#11 token keeps is not enough to have systemd add another; give one that can be typed (--unlock-file)"
+    )]
+    UnlockedByToken,
     /// There are two keys of the TPM already.
     #[error("the TPM keeps two keys of the volume, and tells them apart by their policy: remove one first")]
     Tpm2Full,
@@ -92,7 +97,7 @@ pub struct NewKey {
     pub provider: Provider,
     /// What will open its slot.
     pub key: Key,
-    /// Where it is, if it is in a file on another device.
+    /// Where it is, if it is kept elsewhere.
     pub place: Option<Place>,
 }
 
@@ -175,7 +180,7 @@ impl Keys<'_> {
     pub fn opens(&self, key: &Key) -> Result<Option<KeyslotId>, ChangeError> {
         match key {
             Key::Secret(secret) => self.opens_secret(secret),
-            Key::Tpm2 => Ok(Some(header::try_key(self.partition, key, None)?)),
+            Key::Token(_) => Ok(Some(header::try_key(self.partition, key, None)?)),
         }
     }
 

@@ -1,4 +1,4 @@
-//! Adds a key slot with a key that only a token can get at, as one that a TPM keeps.
+//! Adds a key slot with a key that only a token can get at, as one that a TPM or a security key keeps.
 //!
 //! libcryptsetup-rs does not wrap key slot contexts, which do this since libcryptsetup 2.6.
 
@@ -13,7 +13,7 @@ use libcryptsetup_rs::consts::vals::CryptKdf;
 use libcryptsetup_rs_sys as sys;
 use nemos_model::keys::{KeyslotId, Provider};
 
-use crate::keys::{Secret, pbkdf};
+use crate::keys::{Secret, Token, pbkdf};
 
 /// A device of libcryptsetup, freed on drop.
 struct Device(*mut sys::crypt_device);
@@ -42,13 +42,13 @@ fn check(status: c_int) -> io::Result<()> {
 /// Adds a key slot that `new` opens. The token opens another slot.
 pub(super) fn add_by_token(
     partition: &Path,
-    token: u32,
+    (number, token): (u32, &Token),
     slot: KeyslotId,
     provider: Provider,
     new: &Secret,
 ) -> io::Result<()> {
     let path = CString::new(partition.as_os_str().as_bytes())?;
-    let token = c_int::try_from(token).map_err(io::Error::other)?;
+    let number = c_int::try_from(number).map_err(io::Error::other)?;
     let slot = c_int::try_from(u32::from(slot)).map_err(io::Error::other)?;
     let mut device = ptr::null_mut();
     // SAFETY: a C string that outlives the call, and a place for the device.
@@ -71,10 +71,13 @@ pub(super) fn add_by_token(
     check(unsafe { sys::crypt_set_pbkdf_type(device.0, &raw const stretching) })?;
 
     let (mut by_token, mut by_secret) = (ptr::null_mut(), ptr::null_mut());
-    let (no_type, no_pin, nothing) = (ptr::null(), ptr::null(), ptr::null_mut());
-    // SAFETY: the device is there; a token needs no type, pin or pointer of ours; a place for the context.
+    let (any_type, nothing) = (ptr::null(), ptr::null_mut());
+    let (pin, length) = token.pin.as_ref().map_or((ptr::null(), 0), |pin| (pin.expose().as_ptr(), pin.expose().len()));
+    // SAFETY: the device is there; the PIN, of that length, outlives the context, or there is none; a token needs no type or
+    // pointer of ours; a place for the context.
     check(unsafe {
-        sys::crypt_keyslot_context_init_by_token(device.0, token, no_type, no_pin, 0, nothing, &raw mut by_token)
+        let pin = pin.cast::<c_char>();
+        sys::crypt_keyslot_context_init_by_token(device.0, number, any_type, pin, length, nothing, &raw mut by_token)
     })?;
     let by_token = Context(by_token);
     let secret = new.expose();

@@ -12,7 +12,7 @@ use nemos_model::keys::{KeyslotId, Provider, Record, Slot, slot};
 use crate::cryptsetup::{self, CryptError};
 use crate::integrity::scrub::header::metadata;
 use crate::keys::context::add_by_token;
-use crate::keys::{Key, Secret, tpm2};
+use crate::keys::{Key, Secret, Token};
 
 /// Milliseconds that a passphrase is stretched for, on this device.
 const STRETCH: u32 = 1000;
@@ -70,21 +70,18 @@ pub fn slots(partition: &Path) -> io::Result<Vec<Slot>> {
 pub fn try_key(partition: &Path, key: &Key, only: Option<KeyslotId>) -> Result<KeyslotId, CryptError> {
     match key {
         Key::Secret(secret) => try_secret(partition, secret, only),
-        Key::Tpm2 => try_tpm2(partition, only),
+        Key::Token(token) => try_token(partition, token, only),
     }
 }
 
-fn try_tpm2(partition: &Path, only: Option<KeyslotId>) -> Result<KeyslotId, CryptError> {
-    let none = io::Error::new(io::ErrorKind::NotFound, "it has no token of a TPM");
-    let mut refusal = CryptError::strange("ask the TPM for a key of", partition, &none);
-    for token in tpm2::tokens(partition) {
-        if only.is_some_and(|only| only != token.slot) {
+fn try_token(partition: &Path, token: &Token, only: Option<KeyslotId>) -> Result<KeyslotId, CryptError> {
+    let none = io::Error::new(io::ErrorKind::NotFound, "the header has no token that it may be");
+    let mut refusal = CryptError::strange("ask a token for a key of", partition, &none);
+    for (number, slot) in tokens(partition, token.kind) {
+        if only.is_some_and(|only| only != slot) {
             continue;
         }
-        let opened = with("ask the TPM for a key of", partition, |device| {
-            device.token_handle().activate_by_token::<()>(None, Some(token.number), None, CryptActivate::empty())
-        });
-        match opened {
+        match activate("ask a token for a key of", partition, (number, token), None) {
             Ok(slot) => return keyslot(partition, slot),
             Err(error) => refusal = error,
         }
@@ -92,13 +89,40 @@ fn try_tpm2(partition: &Path, only: Option<KeyslotId>) -> Result<KeyslotId, Cryp
     Err(refusal)
 }
 
-/// Opens the volume as that mapping, with the key of a TPM for that slot.
-pub(crate) fn open_by_tpm2(partition: &Path, slot: KeyslotId, mapping: &str) -> Result<(), CryptError> {
-    let token = tpm2::tokens(partition).into_iter().find(|token| token.slot == slot).map(|token| token.number);
-    with("open the encrypted volume on", partition, |device| {
-        let flags = CryptActivate::empty();
-        device.token_handle().activate_by_token::<()>(Some(mapping), token, None, flags).map(drop)
+/// Opens the volume as that mapping, with the key of a token for that slot.
+pub(crate) fn open_by_token(partition: &Path, token: &Token, slot: KeyslotId, mapping: &str) -> Result<(), CryptError> {
+    let action = "open the encrypted volume on";
+    let number = number_of(action, partition, token, slot)?;
+    activate(action, partition, (number, token), Some(mapping)).map(drop)
+}
+
+fn activate(
+    action: &'static str,
+    partition: &Path,
+    (number, token): (u32, &Token),
+    mapping: Option<&str>,
+) -> Result<u32, CryptError> {
+    with(action, partition, |device| {
+        let (mut handle, flags) = (device.token_handle(), CryptActivate::empty());
+        match &token.pin {
+            None => handle.activate_by_token::<()>(mapping, Some(number), None, flags),
+            Some(pin) => {
+                let (kind, pin) = (Some(token.kind), pin.expose());
+                handle.activate_by_token_pin::<()>(mapping, kind, Some(number), pin, None, flags)
+            }
+        }
     })
+}
+
+fn tokens(partition: &Path, kind: &str) -> Vec<(u32, KeyslotId)> {
+    metadata(partition).ok().flatten().map(|metadata| slot::tokens_of(&metadata, kind)).unwrap_or_default()
+}
+
+/// The number of the token for a slot.
+fn number_of(action: &'static str, partition: &Path, token: &Token, slot: KeyslotId) -> Result<u32, CryptError> {
+    let gone = io::Error::new(io::ErrorKind::NotFound, "its token has gone in the meantime");
+    let number = tokens(partition, token.kind).into_iter().find(|(_, of)| *of == slot).map(|(number, _)| number);
+    number.ok_or_else(|| CryptError::strange(action, partition, &gone))
 }
 
 /// The key slot that a secret opens: of all, or of that one alone. Nothing is opened.
@@ -129,13 +153,10 @@ pub(super) fn add(
             device.keyslot_handle().add_by_passphrase(Some(slot.into()), unlock.expose(), new.expose())?;
             Ok(())
         }),
-        Key::Tpm2 => {
+        Key::Token(token) => {
             let action = "add a key to";
-            let opens = try_tpm2(partition, None)?;
-            let token = tpm2::tokens(partition).into_iter().find(|token| token.slot == opens);
-            let gone = io::Error::new(io::ErrorKind::NotFound, "its token of the TPM has gone in the meantime");
-            let token = token.ok_or_else(|| CryptError::strange(action, partition, &gone))?;
-            let added = add_by_token(partition, token.number, slot, provider, new);
+            let number = number_of(action, partition, token, try_token(partition, token, None)?)?;
+            let added = add_by_token(partition, (number, token), slot, provider, new);
             added.map_err(|error| CryptError::strange(action, partition, &error))
         }
     }

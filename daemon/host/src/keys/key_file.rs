@@ -3,10 +3,11 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use nemos_model::boot::REPORT_FILE;
-use nemos_model::keys::{Closed, Place, Provider, Slot};
+use nemos_model::keys::{Closed, FilePlace, Place, Provider, Slot};
 use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags, ResolveFlags, open, openat2};
 use rustix::mount::MountAttrFlags;
@@ -18,8 +19,10 @@ use crate::mounts::{Mount, mounted_at};
 use crate::partitions::disk_of;
 use crate::time::wait_for;
 
-/// How long a boot waits for a device that should be there: a USB stick takes seconds to be found.
+/// How long a boot waits for devices that should be there, all of them together: a USB stick takes seconds to be found.
 const APPEARS: Duration = Duration::from_secs(10);
+/// When it began to wait.
+static WAITING: OnceLock<Instant> = OnceLock::new();
 /// What such a device may have on it.
 const FILE_SYSTEMS: [&str; 2] = ["ext4", "vfat"];
 
@@ -31,9 +34,14 @@ impl Way for KeyFile {
     }
 
     fn key(&self, slot: &Slot, moment: Moment) -> Result<Key, Closed> {
-        let limit = if moment == Moment::Boot { APPEARS } else { Duration::ZERO };
-        let place = slot.place().ok_or_else(|| Closed::Locked("it is not recorded where its key is".to_owned()))?;
-        read(place, limit).map(Key::Secret).map_err(Closed::Locked)
+        let limit = match moment {
+            Moment::Boot => APPEARS.saturating_sub(WAITING.get_or_init(Instant::now).elapsed()),
+            Moment::Running => Duration::ZERO,
+        };
+        match slot.place() {
+            Some(Place::File(place)) => read(place, limit).map(Key::Secret).map_err(Closed::Locked),
+            _ => Err(Closed::Locked("it is not recorded where its key is".to_owned())),
+        }
     }
 
     fn takes_secret(&self) -> bool {
@@ -42,16 +50,16 @@ impl Way for KeyFile {
 
     fn new_key(&self, given: Given) -> Result<NewKey, ChangeError> {
         let unfit = |what: String| ChangeError::unfit(Provider::KeyFile, what);
-        let Given { secret: Some(secret), place: Some(place) } = given else {
+        let Given { secret: Some(secret), place: Some(Place::File(place)), .. } = given else {
             return Err(unfit("is in a file on another device: say on which (place), and what is in it".to_owned()));
         };
         check(&place, &secret).map_err(unfit)?;
-        Ok(NewKey { provider: Provider::KeyFile, key: Key::Secret(secret), place: Some(place) })
+        Ok(NewKey { provider: Provider::KeyFile, key: Key::Secret(secret), place: Some(Place::File(place)) })
     }
 }
 
 /// If the device is there, it must be another one, and the file must have that key.
-fn check(place: &Place, secret: &Secret) -> Result<(), String> {
+fn check(place: &FilePlace, secret: &Secret) -> Result<(), String> {
     let Ok(device) = fs::canonicalize(place.link()) else { return Ok(()) };
     let booted = read_report(Path::new(REPORT_FILE)).ok().flatten().map(|report| PathBuf::from(report.disk));
     if booted.is_some() && disk_of(&device) == booted {
@@ -64,7 +72,7 @@ fn check(place: &Place, secret: &Secret) -> Result<(), String> {
     Ok(())
 }
 
-fn read(place: &Place, limit: Duration) -> Result<Secret, String> {
+fn read(place: &FilePlace, limit: Duration) -> Result<Secret, String> {
     let device = wait_for(limit, || fs::canonicalize(place.link()).ok());
     let device = device.ok_or_else(|| format!("the device with {} is not there", place.device()))?;
     let root = root(&device)?;

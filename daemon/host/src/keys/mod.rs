@@ -3,11 +3,13 @@
 mod ask;
 mod change;
 mod context;
+mod cryptenroll;
 mod demo_key;
 mod escrow;
 mod header;
 mod key_file;
 mod passphrase;
+mod pkcs11;
 mod policy;
 mod recovery_key;
 mod secret;
@@ -16,7 +18,7 @@ mod way;
 
 pub use change::{BACKUP, ChangeError, Keys, Memory, NewKey, destroy_backup};
 pub use escrow::{EscrowError, Recipient};
-pub(crate) use header::{keyslot, open_by_tpm2, pbkdf, record};
+pub(crate) use header::{keyslot, open_by_token, pbkdf, record};
 pub use header::{slots, try_key, try_secret};
 pub use policy::{PolicyError, order, policy};
 pub use secret::{KeyFileError, Secret, SecretError, read_key_file};
@@ -28,6 +30,15 @@ pub use way::{Given, Moment, Unlocked, Way, try_slot, unlock, way};
 pub enum Key {
     /// These bytes.
     Secret(Secret),
-    /// What the device's TPM keeps.
-    Tpm2,
+    /// What a token in the header says how to get at.
+    Token(Token),
+}
+
+/// Tokens of libcryptsetup that open a volume, each a key slot of its own.
+#[derive(Debug)]
+pub struct Token {
+    /// Their type.
+    pub(crate) kind: &'static str,
+    /// What they want to be given.
+    pub(crate) pin: Option<Secret>,
 }

@@ -4,24 +4,22 @@
 //! image that is signed with the same key changes nothing of that.
 
 use std::path::Path;
-use std::process::Stdio;
-use std::time::Duration;
 
-use nemos_model::keys::slot::{Tpm2Token, tpm2_tokens};
+use nemos_model::keys::slot::{TPM2_TOKEN_TYPE, Tpm2Token, tpm2_tokens};
 use nemos_model::keys::{Closed, KeyslotId, Provider, Slot};
 
-use crate::command::{CommandError, run_with_input};
 use crate::integrity::scrub::header::metadata;
 use crate::keys::way::{Given, Moment, Way};
-use crate::keys::{ChangeError, Key, NewKey};
+use crate::keys::{ChangeError, Key, NewKey, Token, cryptenroll};
 
 /// How the kernel shares a TPM 2.0 among those who use it.
 const DEVICE: &str = "/dev/tpmrm0";
-/// A TPM takes seconds for what a processor does at once.
-const LIMIT: Duration = Duration::from_secs(120);
 /// An enrolment with the policy of one that is there does nothing, so a rotation takes the other one. PCR 14 is not extended by
 /// anything on a device of ours.
 const POLICIES: [&str; 2] = ["7", "7+14"];
+
+/// What the device's TPM keeps.
+const KEY: Key = Key::Token(Token { kind: TPM2_TOKEN_TYPE, pin: None });
 
 pub(super) struct Tpm2;
 
@@ -31,7 +29,7 @@ impl Way for Tpm2 {
     }
 
     fn key(&self, _: &Slot, _: Moment) -> Result<Key, Closed> {
-        Ok(Key::Tpm2)
+        Ok(KEY)
     }
 
     fn takes_secret(&self) -> bool {
@@ -39,7 +37,7 @@ impl Way for Tpm2 {
     }
 
     fn new_key(&self, _: Given) -> Result<NewKey, ChangeError> {
-        Ok(NewKey { provider: Provider::Tpm2, key: Key::Tpm2, place: None })
+        Ok(NewKey { provider: Provider::Tpm2, key: KEY, place: None })
     }
 
     fn enroll(&self, partition: &Path, _: KeyslotId, unlock: &Key, _: &NewKey) -> Result<(), ChangeError> {
@@ -53,7 +51,7 @@ pub fn has_tpm2() -> bool {
 }
 
 /// The tokens of a TPM, the newest key first.
-pub(super) fn tokens(partition: &Path) -> Vec<Tpm2Token> {
+fn tokens(partition: &Path) -> Vec<Tpm2Token> {
     metadata(partition).ok().flatten().map(|metadata| tpm2_tokens(&metadata)).unwrap_or_default()
 }
 
@@ -62,16 +60,6 @@ fn enroll(partition: &Path, unlock: &Key) -> Result<(), ChangeError> {
     let is_free = |policy: &&&str| tokens(partition).iter().all(|token| token.pcrs() != ***policy);
     let policy = POLICIES.iter().find(is_free).ok_or(ChangeError::Tpm2Full)?;
     let pcrs = format!("--tpm2-pcrs={policy}");
-    let partition = partition.to_string_lossy();
-    let (unlock, input) = match unlock {
-        Key::Secret(secret) => ("--unlock-key-file=/dev/stdin", Stdio::from(secret.send().map_err(not_sent)?)),
-        Key::Tpm2 => ("--unlock-tpm2-device=auto", Stdio::null()),
-    };
     // Not bound to a signature over PCR 11: that opens in the initrd only, where nobody can see that it does.
-    let arguments = ["--tpm2-device=auto", &pcrs, "--tpm2-public-key=", unlock, &partition];
-    Ok(run_with_input("systemd-cryptenroll", &arguments, input, LIMIT)?)
-}
-
-fn not_sent(source: std::io::Error) -> CommandError {
-    CommandError::NotStarted { program: "systemd-cryptenroll".to_owned(), source }
+    cryptenroll::enroll(partition, unlock, &["--tpm2-device=auto", &pcrs, "--tpm2-public-key="], None)
 }

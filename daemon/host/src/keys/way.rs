@@ -11,6 +11,7 @@ use crate::cryptsetup::CryptError;
 use crate::keys::demo_key::DemoKey;
 use crate::keys::key_file::KeyFile;
 use crate::keys::passphrase::Passphrase;
+use crate::keys::pkcs11::Pkcs11;
 use crate::keys::recovery_key::RecoveryKey;
 use crate::keys::tpm2::Tpm2;
 use crate::keys::{ChangeError, Key, NewKey, Secret, header};
@@ -42,6 +43,8 @@ pub struct Given {
     pub secret: Option<Secret>,
     /// Where it is.
     pub place: Option<Place>,
+    /// What its token wants to be given.
+    pub pin: Option<Secret>,
 }
 
 /// A provider, as this machine has it.
@@ -77,7 +80,7 @@ pub trait Way: Sync {
     fn enroll(&self, partition: &Path, slot: KeyslotId, unlock: &Key, new: &NewKey) -> Result<(), ChangeError> {
         match &new.key {
             Key::Secret(secret) => Ok(header::add(partition, slot, self.provider(), unlock, secret)?),
-            Key::Tpm2 => Err(ChangeError::unfit(self.provider(), "is a secret".to_owned())),
+            Key::Token(_) => Err(ChangeError::unfit(self.provider(), "is a secret".to_owned())),
         }
     }
 }
@@ -86,6 +89,7 @@ pub trait Way: Sync {
 pub fn way(provider: Provider) -> &'static dyn Way {
     match provider {
         Provider::Tpm2 => &Tpm2,
+        Provider::Pkcs11 => &Pkcs11,
         Provider::KeyFile => &KeyFile,
         Provider::DemoKey => &DemoKey,
         Provider::Passphrase => &Passphrase,
@@ -93,39 +97,44 @@ pub fn way(provider: Provider) -> &'static dyn Way {
     }
 }
 
-/// Finds a key that opens the volume: of the providers in that order, those that have a slot, the newest slot first.
+/// Finds a key that opens the volume: of the providers in that order, those that have a slot, the newest slot first. Somebody is
+/// asked when nothing opens it without.
 pub fn unlock(partition: &Path, slots: &[Slot], order: &[Provider], moment: Moment) -> Result<Unlocked, String> {
-    let mut refusals = Vec::new();
-    let mut somebody_was_asked = false;
+    let mut newest_first: Vec<&Slot> = slots.iter().collect();
+    newest_first.sort_by_key(|slot| std::cmp::Reverse((slot.created(), slot.id)));
+    let (mut refusals, mut asking) = (Vec::new(), Vec::<&dyn Way>::new());
     for way in order.iter().copied().map(way) {
-        let mut fits: Vec<&Slot> = slots.iter().filter(|slot| way.fits(slot)).collect();
-        fits.sort_by_key(|slot| std::cmp::Reverse((slot.created(), slot.id)));
-        let mut needs_somebody = false;
-        for slot in &fits {
+        for slot in newest_first.iter().filter(|slot| way.fits(slot)) {
             match open(way, partition, slot, moment) {
                 Ok(unlocked) => return Ok(unlocked),
-                Err(Closed::NeedsSomebody(_)) => needs_somebody = true,
+                Err(Closed::NeedsSomebody(_)) if asks_as_well(&asking, way) => {}
+                Err(Closed::NeedsSomebody(_)) => asking.push(way),
                 Err(Closed::Locked(why)) => {
                     warn!("{} does not open key slot {}: {why}", way.provider(), slot.id);
                     refusals.push(why);
                 }
             }
         }
-        // Whoever is asked for a passphrase may answer with a recovery key.
-        let is_typed = way.provider().needs_somebody();
-        if moment == Moment::Boot && needs_somebody && !(is_typed && somebody_was_asked) {
+    }
+    if moment == Moment::Boot {
+        for way in asking {
             info!("{}: somebody has to open the overlay", way.provider());
-            somebody_was_asked |= is_typed;
             match way.ask(partition, slots) {
                 Ok(unlocked) => return Ok(unlocked),
                 Err(why) => refusals.push(why),
             }
         }
     }
-    Err(match refusals.last() {
-        Some(_) => refusals.join("; "),
-        None => format!("no key slot of {} is of a provider that opens it without anybody", partition.display()),
-    })
+    if refusals.is_empty() {
+        return Err(format!("no key slot of {} is of a provider that opens it without anybody", partition.display()));
+    }
+    Err(refusals.join("; "))
+}
+
+/// Whether one that asks already takes its answers, too: who is asked for a passphrase may type a recovery key.
+fn asks_as_well(asking: &[&dyn Way], way: &dyn Way) -> bool {
+    let both_typed = |other: Provider| other.needs_somebody() && way.provider().needs_somebody();
+    asking.iter().any(|other| other.provider() == way.provider() || both_typed(other.provider()))
 }
 
 /// What comes of trying a slot with the first provider that may open it; `None` if none may.

@@ -221,7 +221,7 @@ pub fn open(partition: &Path, secret: &Secret) -> Result<(Uuid, KeyslotId), Cryp
 pub fn open_slot(partition: &Path, key: &Key, slot: KeyslotId) -> Result<(), CryptError> {
     match key {
         Key::Secret(secret) => open(partition, secret).map(drop),
-        Key::Tpm2 => keys::open_by_tpm2(partition, slot, LUKS_MAPPING),
+        Key::Token(token) => keys::open_by_token(partition, token, slot, LUKS_MAPPING),
     }
 }
 

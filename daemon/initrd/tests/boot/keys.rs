@@ -9,7 +9,7 @@ use nemos_host::state::Store;
 use nemos_model::Timestamp;
 use nemos_model::job::{JobState, Requester};
 use nemos_model::keys::change::Known;
-use nemos_model::keys::{Closed, KeyslotId, Place, Provider, Refused};
+use nemos_model::keys::{Closed, FilePlace, KeyslotId, Place, Provider, Refused};
 use nemos_model::partitions::Partition;
 use nemos_model::reset::Scope;
 use nemos_model::state::DeviceState;
@@ -29,8 +29,8 @@ impl Memory for Notes {
     }
 }
 
-/// Adds a key, as the daemon does.
-fn add(device: &Device, new: &NewKey, at: u64) -> KeyslotId {
+/// Adds a key, as the daemon does, by one that opens the volume.
+fn add_by(device: &Device, unlock: &Key, new: &NewKey, at: u64) -> Result<KeyslotId, ChangeError> {
     let partition = device.partition(Partition::Root);
     device.with_state(|state| {
         let (notes, keys) = (Notes(Store::open(state).unwrap()), Keys { partition: &partition, state });
@@ -38,16 +38,17 @@ fn add(device: &Device, new: &NewKey, at: u64) -> KeyslotId {
         let known = Known { slots: &known, opened_by: None };
         let change = known.enroll(new.provider, Requester::image(), Timestamp(at)).unwrap();
         let change = change.at_place(new.place.clone());
-        keys.add(&notes, &change, &Key::Secret(Secret::typed("insecure")), new).unwrap();
-        change.new_slot().unwrap()
+        keys.add(&notes, &change, unlock, new)?;
+        Ok(change.new_slot().unwrap())
     })
 }
 
-/// Puts a recovery key in the demo key's place, and gives it back.
-fn with_a_recovery_key_only(device: &Device) -> Secret {
-    let (partition, recovery) = (device.partition(Partition::Root), Secret::new_recovery_key().unwrap());
-    let typed = Secret::typed(std::str::from_utf8(recovery.expose()).unwrap());
-    add(device, &NewKey { provider: Provider::RecoveryKey, key: Key::Secret(typed), place: None }, 7);
+fn add(device: &Device, new: &NewKey, at: u64) -> KeyslotId {
+    add_by(device, &Key::Secret(Secret::typed("insecure")), new, at).unwrap()
+}
+
+fn remove_the_demo_key(device: &Device) {
+    let partition = device.partition(Partition::Root);
     device.with_state(|state| {
         let (notes, keys) = (Notes(Store::open(state).unwrap()), Keys { partition: &partition, state });
         let known = slots(&partition).unwrap();
@@ -55,13 +56,29 @@ fn with_a_recovery_key_only(device: &Device) -> Secret {
         let known = Known { slots: &known, opened_by: None };
         keys.remove(&notes, &known.remove(demo, Requester::image(), Timestamp(8)).unwrap()).unwrap();
     });
+}
+
+fn recovery_key(secret: &Secret) -> NewKey {
+    let typed = Secret::typed(std::str::from_utf8(secret.expose()).unwrap());
+    NewKey { provider: Provider::RecoveryKey, key: Key::Secret(typed), place: None }
+}
+
+/// Puts a recovery key in the demo key's place, and gives it back.
+fn with_a_recovery_key_only(device: &Device) -> Secret {
+    let recovery = Secret::new_recovery_key().unwrap();
+    add(device, &recovery_key(&recovery), 7);
+    remove_the_demo_key(device);
     recovery
 }
 
 /// Whoever starts the device gives it this.
 fn is_given(answer: &[u8]) {
+    is_given_as("cryptsetup.passphrase", answer);
+}
+
+fn is_given_as(name: &str, answer: &[u8]) {
     fs::create_dir_all(CREDENTIALS).unwrap();
-    fs::write(Path::new(CREDENTIALS).join("cryptsetup.passphrase"), answer).unwrap();
+    fs::write(Path::new(CREDENTIALS).join(name), answer).unwrap();
 }
 
 pub fn a_recovery_key_opens_a_device_that_has_no_other_way() {
@@ -135,12 +152,10 @@ impl Drop for Stick {
     }
 }
 
-fn key_file(path: &str, secret: &str) -> Given {
-    Given { secret: Some(Secret::typed(secret)), place: Some(Place::new("LABEL=KEYS", path).unwrap()) }
-}
-
 fn new_key_file(path: &str, secret: &str) -> Result<NewKey, ChangeError> {
-    way(Provider::KeyFile).new_key(key_file(path, secret))
+    let place = Place::File(FilePlace::new("LABEL=KEYS", path).unwrap());
+    let given = Given { secret: Some(Secret::typed(secret)), place: Some(place), pin: None };
+    way(Provider::KeyFile).new_key(given)
 }
 
 pub fn a_key_file_on_another_disk_opens_the_device() {
@@ -206,4 +221,58 @@ pub fn a_key_file_that_no_boot_would_find_is_refused() {
     let _running = device.boots();
     symlink(device.partition(Partition::Home), LINK).unwrap();
     assert!(refusal("/nemos.key", "in a file").contains("is on this device's own"));
+}
+
+const PIN: &str = "4321";
+
+/// A PKCS#11 token with a key and its certificate: the one that keeps them in files.
+fn token() -> Place {
+    let (key, certificate, der) = ("/run/token.key", "/run/token.crt", "/run/token.der");
+    run("softhsm2-util", ["--init-token", "--free", "--label", "device", "--so-pin", "87654321", "--pin", PIN]);
+    let new =
+        ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=device", "-keyout", key, "-out", certificate];
+    run("openssl", new);
+    run("openssl", ["x509", "-in", certificate, "-outform", "der", "-out", der]);
+    let (token, object) = (["--token", "device", "--pin", PIN], ["--id", "01", "--label", "disk"]);
+    run("softhsm2-util", ["--import", key].into_iter().chain(token).chain(object));
+    let module = ["--module", "/usr/lib/softhsm/libsofthsm2.so", "--token-label", "device", "--login", "--pin", PIN];
+    run("pkcs11-tool", module.into_iter().chain(["--write-object", der, "--type", "cert"]).chain(object));
+    "pkcs11:token=device;object=disk".parse().unwrap()
+}
+
+pub fn a_token_opens_the_device_when_it_is_given_its_pin() {
+    let (device, place) = (Device::provisioned(), token());
+    let new = |pin: &str| {
+        let given = Given { pin: Some(Secret::typed(pin)), place: Some(place.clone()), ..Given::default() };
+        way(Provider::Pkcs11).new_key(given).unwrap()
+    };
+    let demo = Key::Secret(Secret::typed("insecure"));
+    let wrong = add_by(&device, &demo, &new("1234"), 7).unwrap_err().to_string();
+    assert!(wrong.contains("Too many attempts"), "{wrong}");
+    let partition = device.partition(Partition::Root);
+    assert_eq!(slots(&partition).unwrap().len(), 1, "nothing is left of what came to nothing");
+    add(&device, &new(PIN), 7);
+    let newer = add(&device, &new(PIN), 8);
+
+    let known = slots(&partition).unwrap();
+    let slot = known.iter().find(|slot| slot.id == newer).unwrap();
+    assert_eq!(slot.place(), Some(&place));
+    let tried = try_slot(&partition, slot, Provider::ALL);
+    assert!(matches!(tried, Some(Err(Closed::NeedsSomebody(_)))), "{tried:?}");
+    let running = device.boots();
+    assert_eq!(running.report.provider, Some(Provider::DemoKey), "nobody is asked if somebody need not be");
+    running.shuts_down();
+
+    remove_the_demo_key(&device);
+    is_given_as("cryptsetup.pkcs11-pin", PIN.as_bytes());
+    let mut running = device.boots();
+    running.is_healthy();
+    assert_eq!((running.report.provider, running.report.keyslot), (Some(Provider::Pkcs11), Some(newer)));
+    running.shuts_down();
+
+    // It adds another key, of those that systemd does not make.
+    let recovery = Secret::new_recovery_key().unwrap();
+    add_by(&device, &new(PIN).key, &recovery_key(&recovery), 9).unwrap();
+    let refused = add_by(&device, &new(PIN).key, &new(PIN), 10).unwrap_err();
+    assert!(matches!(refused, ChangeError::UnlockedByToken), "{refused}");
 }

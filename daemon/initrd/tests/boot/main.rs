@@ -90,6 +90,7 @@ fn main() -> ExitCode {
         keys::a_key_file_on_another_disk_opens_the_device,
         keys::without_the_disk_of_its_key_file_a_device_is_opened_by_what_comes_next,
         keys::a_key_file_that_no_boot_would_find_is_refused,
+        keys::a_token_opens_the_device_when_it_is_given_its_pin,
     ])
 }
 

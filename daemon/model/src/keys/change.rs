@@ -64,7 +64,7 @@ pub struct Change {
     pub verb: Verb,
     /// Of which provider.
     pub provider: Option<Provider>,
-    /// Where the new key is, if it is in a file on another device.
+    /// Where the new key is, if it is kept elsewhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub place: Option<Place>,
     /// How far it is.

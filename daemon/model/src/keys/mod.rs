@@ -12,7 +12,7 @@ pub mod slot;
 pub use change::{Boot, Change, Next, Refused, Stage, Verb};
 pub use forecast::{Closed, Forecast, forecast};
 pub use identity::{Identity, KeyDigest};
-pub use place::{InvalidPlace, Place};
+pub use place::{FilePlace, InvalidPlace, Place, TokenUri};
 pub use policy::Policy;
 pub use provider::Provider;
 pub use slot::{KeyslotId, Origin, Record, Slot};

@@ -8,6 +8,8 @@ words! {
     Provider {
         /// A key that the device's TPM keeps, and gives out to a boot that Secure Boot has let through as before.
         Tpm2 = "tpm2",
+        /// A key that a PKCS#11 token keeps: a security key, a smart card, OP-TEE.
+        Pkcs11 = "pkcs11",
         /// A file on another device, as a USB stick.
         KeyFile = "key-file",
         /// [`DEMO_KEY_FILE`](crate::keys::DEMO_KEY_FILE).
@@ -27,7 +29,7 @@ impl Provider {
 
     /// Whether a token in the header says how to get at it.
     pub const fn is_token(self) -> bool {
-        matches!(self, Provider::Tpm2)
+        matches!(self, Provider::Tpm2 | Provider::Pkcs11)
     }
 
     /// Whether somebody chose it, word by word: what was made at random need not be stretched.

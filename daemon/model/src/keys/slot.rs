@@ -55,7 +55,7 @@ pub struct Record {
     pub provider: Provider,
     /// When it was made.
     pub created: Timestamp,
-    /// Where its key is, if it is in a file on another device.
+    /// Where its key is, if it is kept elsewhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub place: Option<Place>,
 }
@@ -105,7 +105,7 @@ impl Slot {
         }
     }
 
-    /// Where its key is, if it is one of ours and on another device.
+    /// Where its key is, if it is one of ours and kept elsewhere.
     pub const fn place(&self) -> Option<&Place> {
         match &self.origin {
             Origin::Recorded(record) => record.place.as_ref(),
@@ -168,7 +168,25 @@ impl Tpm2Token {
 }
 
 /// systemd's type of such tokens. Source: systemd-cryptenroll(1).
-const TPM2_TOKEN_TYPE: &str = "systemd-tpm2";
+pub const TPM2_TOKEN_TYPE: &str = "systemd-tpm2";
+
+/// systemd's type of tokens for keys that a PKCS#11 token keeps.
+pub const PKCS11_TOKEN_TYPE: &str = "systemd-pkcs11";
+
+/// The tokens of that type, the newest key slot first, as far as we recorded when they were made: number, and key slot.
+pub fn tokens_of(metadata: &Value, kind: &str) -> Vec<(u32, KeyslotId)> {
+    let tokens = metadata["tokens"].as_object().into_iter().flatten().filter(|(_, token)| token["type"] == kind);
+    let mut tokens: Vec<(u32, KeyslotId)> = tokens
+        .filter_map(|(number, token)| {
+            let slot = token["keyslots"].as_array()?.first()?.as_str()?.parse::<u32>().ok()?.try_into().ok()?;
+            Some((number.parse().ok()?, slot))
+        })
+        .collect();
+    let slots = slots(metadata);
+    let created = |id| slots.iter().find(|slot| slot.id == id).and_then(Slot::created);
+    tokens.sort_by_key(|(_, slot)| std::cmp::Reverse((created(*slot), *slot)));
+    tokens
+}
 
 /// The tokens of a TPM; the newest first, as far as we recorded when their key slots were made.
 pub fn tpm2_tokens(metadata: &Value) -> Vec<Tpm2Token> {
@@ -187,11 +205,11 @@ pub fn tpm2_tokens(metadata: &Value) -> Vec<Tpm2Token> {
     tokens
 }
 
-/// The tokens that we made, or had a TPM make, that are about no key slot that is there: numbers of tokens.
+/// The tokens that we made, or had systemd make, that are about no key slot that is there: numbers of tokens.
 pub fn stale_tokens(metadata: &Value) -> Vec<u32> {
     let is_there = |slot: &Value| slot.as_str().is_some_and(|slot| metadata["keyslots"].get(slot).is_some());
     let is_stale = |token: &Value| {
-        [TOKEN_TYPE, TPM2_TOKEN_TYPE].iter().any(|ours| token["type"] == *ours)
+        [TOKEN_TYPE, TPM2_TOKEN_TYPE, PKCS11_TOKEN_TYPE].iter().any(|ours| token["type"] == *ours)
             && !token["keyslots"].as_array().is_some_and(|slots| slots.iter().any(is_there))
     };
     let tokens = metadata["tokens"].as_object().into_iter().flatten();

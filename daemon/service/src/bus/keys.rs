@@ -65,7 +65,7 @@ impl Keys {
         }
         let unlock = read_if_given(options.unlock).await?;
         let secret = if way(provider).takes_secret() { Some(read(secret).await?) } else { None };
-        let given = Given { secret, place: options.place };
+        let given = Given { secret, place: options.place, pin: read_if_given(options.pin).await? };
         let slot = keys::add(&self.service, Wanted { provider, rotates, unlock, given }, by).await?;
         Ok((slot, slot.into()))
     }
@@ -163,7 +163,7 @@ impl Keys {
                 secret.seal(&recipients).map_err(|error| not_sealed(&error))?.send()
             };
             let given = given.map_err(failed)?;
-            let given_now = Given { secret: Some(secret), place: None };
+            let given_now = Given { secret: Some(secret), ..Given::default() };
             let wanted = Wanted { provider: Provider::RecoveryKey, rotates: rotate, unlock, given: given_now };
             Ok((keys::add(&self.service, wanted, by).await?, given.into()))
         };

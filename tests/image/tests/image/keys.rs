@@ -104,6 +104,52 @@ pub fn a_tpm_opens_the_overlay_until_it_has_reason_not_to() -> Case {
     Ok(())
 }
 
+pub fn a_key_file_is_made_tried_and_rotated_on_its_own_disk() -> Case {
+    let mut device = Device::running()?;
+    let (stick, enroll) = ("/mnt/stick", "nemosctl keys enroll key-file --device LABEL=KEYS --path /nemos.key");
+    let absent = device.run(enroll)?;
+    assert!(absent.status == 2 && absent.stderr.contains("the device with LABEL=KEYS is not there"), "{absent:?}");
+    device.says(&format!("truncate --size 16M /home/stick && mkfs.ext4 -q -L KEYS /home/stick && mkdir {stick}"))?;
+    let node = device.says("losetup --find --show /home/stick")?;
+    device.says(&until("[ -e /dev/disk/by-label/KEYS ]"))?;
+    let unmounted = device.run(enroll)?;
+    assert!(unmounted.status == 2 && unmounted.stderr.contains("is not mounted"), "{unmounted:?}");
+
+    let mount = format!("mount {} {stick}", node.trim());
+    device.says(&mount)?;
+    let added = device.tells(&format!("{enroll} --json"))?;
+    assert_eq!(added["place"], "LABEL=KEYS:/nemos.key", "{added}");
+    let again = device.run(enroll)?;
+    assert!(again.status == 2 && again.stderr.contains("File exists"), "{again:?}");
+    device.says(&format!("printf other > {stick}/other.key"))?;
+    let other = "printf another | nemosctl keys enroll key-file --device LABEL=KEYS --path /other.key --secret-file -";
+    let other = device.run(other)?;
+    assert!(other.status == 1 && other.stderr.contains("has another one"), "{other:?}");
+    // Mounted or not, it is tried.
+    let by_itself = |device: &mut Device| -> Result<bool, Failed> {
+        let ways = device.tells("nemosctl keys forecast --json")?["ways"].clone();
+        Ok(ways
+            .as_array()
+            .into_iter()
+            .flatten()
+            .any(|way| way["provider"] == "key-file" && way["outlook"] == "by-itself"))
+    };
+    assert!(by_itself(&mut device)?);
+    device.says(&format!("umount {stick}"))?;
+    assert!(by_itself(&mut device)?, "{}", device.run("nemosctl keys forecast")?.stdout);
+    device.says(&mount)?;
+    let rotated = device.tells("nemosctl keys rotate key-file --json")?;
+    assert_eq!(rotated["place"], "LABEL=KEYS:/nemos.key.new", "{rotated}");
+    assert_eq!(device.says(&format!("stat --format '%a %s' {stick}/nemos.key.new"))?.trim(), "600 64");
+
+    // A boot without that disk is opened by what comes next.
+    device.reboots()?;
+    assert_eq!(opened_by(&mut device)?, "demo-key");
+    let forecast = device.says("nemosctl keys forecast")?;
+    assert!(forecast.contains("the device with LABEL=KEYS is not there"), "{forecast}");
+    Ok(())
+}
+
 /// Waits for a minute at most.
 fn until(condition: &str) -> String {
     format!("timeout 60 sh -c 'until {condition}; do sleep 0.5; done'")

@@ -106,6 +106,7 @@ fn main() -> ExitCode {
         overlay::what_was_changed_is_told_and_what_was_not_is_not,
         archive::a_configuration_goes_to_another_device_in_a_file,
         keys::what_is_no_key_is_refused_in_a_sentence,
+        keys::a_key_file_is_made_tried_and_rotated_on_its_own_disk,
         keys::secrets_are_nowhere_but_in_the_hands_of_who_asked,
         power::a_reset_that_loses_its_power_is_finished_at_the_next_boot,
         damage::a_device_without_its_overlay_header_is_degraded_and_erases_nothing,

@@ -28,8 +28,8 @@ installkernel() {
         sha256 sha256-ssse3 sha512 crypto_null cryptd \
         af_alg algif_aead algif_skcipher algif_hash algif_rng
 
-    # Those of them that use an ARM processor's own instructions; and its TPM, which is built into the kernels of PCs.
-    hostonly='' instmods -s aes-ce-blk aes-neon-blk sha2-ce sha256-arm64 sha512-arm64 tpm_tis
+    # Those of them that use an ARM processor's own instructions; its TPM, which is built into the kernels of PCs; and OP-TEE.
+    hostonly='' instmods -s aes-ce-blk aes-neon-blk sha2-ce sha256-arm64 sha512-arm64 tpm_tis tee optee
 
     # A device that hangs in its initrd must come back by itself.
     hostonly='' instmods -s i6300esb iTCO_wdt sbsa_gwdt softdog
@@ -43,6 +43,31 @@ installkernel() {
             break
         fi
     done
+}
+
+# A key that a PKCS#11 token keeps: systemd's plugin, and the modules that the image has for p11-kit, if it has any.
+install_pkcs11() {
+    local file module modules=/usr/share/p11-kit/modules
+    for file in "$modules"/*.module; do
+        # Of certificates.
+        if [ ! -e "$file" ] || [ "${file##*/}" = p11-kit-trust.module ]; then continue; fi
+        module=$(sed -n 's/^module: *//p' "$file")
+        case $module in
+            /*) inst_library "$module" ;;
+            *) inst_libdir_file "pkcs11/$module" ;;
+        esac
+        inst_simple "$file"
+    done
+    # OP-TEE's comes without a word to p11-kit.
+    for file in /usr/lib/*/libckteec.so.0; do
+        [ -e "$file" ] || continue
+        inst_library "$file"
+        mkdir -p "$initdir$modules"
+        echo "module: $file" > "$initdir$modules/ckteec.module"
+    done
+    if [ -d "$initdir$modules" ]; then
+        inst_libdir_file "cryptsetup/libcryptsetup-token-systemd-pkcs11.so" "libp11-kit.so.*"
+    fi
 }
 
 install() {
@@ -60,6 +85,8 @@ install() {
     # A key that a TPM keeps: systemd's plugin for libcryptsetup, and what it loads.
     inst_libdir_file "cryptsetup/libcryptsetup-token-systemd-tpm2.so" \
         "libtss2-esys.so.*" "libtss2-mu.so.*" "libtss2-rc.so.*" "libtss2-sys.so.*" "libtss2-tcti-device.so.*"
+
+    install_pkcs11
 
     inst_simple "$moddir/nemos-initrd.service" "$systemdsystemunitdir/nemos-initrd.service"
     mkdir -p "$initdir$systemdsystemunitdir/initrd-root-fs.target.requires"
