@@ -1,8 +1,9 @@
 //! The disk of a device that is switched off.
 
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use libtest_mimic::Failed;
@@ -13,6 +14,9 @@ use tempfile::TempDir;
 use crate::device::Device;
 use crate::image::{config, image, kernel};
 use crate::partitions::extent;
+
+/// The credential that answers the question for a passphrase.
+pub(crate) const PASSPHRASE: &str = "cryptsetup.passphrase";
 
 /// The disk of a device that is switched off.
 #[derive(Debug)]
@@ -47,8 +51,22 @@ impl Disk {
         Disk { has_tpm: true, ..self }
     }
 
+    /// The same, in a device whose TPM is another, as one that was cleared is.
+    pub fn with_new_tpm(self) -> Result<Disk, Failed> {
+        let disk = self.with_tpm();
+        match disk.tpm().map(fs::remove_dir_all) {
+            Some(Err(error)) if error.kind() != ErrorKind::NotFound => Err(error.into()),
+            _ => Ok(disk),
+        }
+    }
+
     pub(crate) fn vm_disk(&self) -> vm::Disk {
         self.file.clone()
+    }
+
+    /// Where its device's TPM keeps what it remembers.
+    pub(crate) fn tpm(&self) -> Option<PathBuf> {
+        self.has_tpm.then(|| self.folder.path().join("tpm"))
     }
 
     /// Where files of its device may be, as long as the disk.
@@ -58,8 +76,7 @@ impl Disk {
 
     /// Switches a device with this disk on.
     pub fn starts(self) -> Result<Device, Failed> {
-        let tpm = self.has_tpm.then(|| self.folder.path().join("tpm"));
-        let config = Config { tpm, boot: kernel()?, ..config(self.vm_disk()) };
+        let config = Config { tpm: self.tpm(), boot: kernel()?, ..config(self.vm_disk()) };
         Device::start(self, &config)
     }
 
@@ -89,8 +106,8 @@ impl Disk {
 
     /// Switches a device with this disk on, gives it a passphrase for its overlay, and waits until it is up.
     pub fn boots_given(self, passphrase: &str) -> Result<Device, Failed> {
-        let credentials = vec![("cryptsetup.passphrase".to_owned(), passphrase.as_bytes().to_vec())];
-        let config = Config { boot: kernel()?, credentials, ..config(self.vm_disk()) };
+        let credentials = vec![(PASSPHRASE.to_owned(), passphrase.as_bytes().to_vec())];
+        let config = Config { tpm: self.tpm(), boot: kernel()?, credentials, ..config(self.vm_disk()) };
         let mut device = Device::start(self, &config)?;
         device.comes_up()?;
         Ok(device)

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::health::{Finding, Health};
 use crate::keys::Provider;
+use crate::keys::measured::NextBoot;
 use crate::keys::slot::{KeyslotId, Origin, Slot};
 use crate::words::words;
 
@@ -54,8 +55,8 @@ pub enum Closed {
 pub type Tried = BTreeMap<KeyslotId, Result<Provider, Closed>>;
 
 /// Forecasts the next boot.
-pub fn forecast(slots: &[Slot], tried: &Tried) -> Forecast {
-    let ways: Vec<Way> = slots.iter().map(|slot| way(slot, tried)).collect();
+pub fn forecast(slots: &[Slot], tried: &Tried, next: &NextBoot) -> Forecast {
+    let ways: Vec<Way> = slots.iter().map(|slot| way(slot, tried, next)).collect();
     let has = |outlook: &Outlook| ways.iter().any(|way: &Way| way.outlook == *outlook);
     let outlook = Outlook::ALL.iter().copied().find(has);
     Forecast { outlook: outlook.unwrap_or(Outlook::LockedOut), ways }
@@ -72,7 +73,7 @@ impl Forecast {
             (Outlook::ByItself, _) | (Outlook::NeedsSomebody, None) => None,
             (Outlook::NeedsSomebody, Some(Way { slot, provider, why, .. })) => {
                 let message = format!(
-                    "the next boot waits at its console for a passphrase or recovery key: {provider} in key slot {slot} does not open the overlay any more ({why})"
+                    "the next boot waits at its console for a passphrase or recovery key: {provider} in key slot {slot} will not open the overlay ({why})"
                 );
                 Some(Finding { health: Health::Warning, message })
             }
@@ -84,19 +85,40 @@ impl Forecast {
     }
 }
 
-fn way(slot: &Slot, tried: &Tried) -> Way {
+fn way(slot: &Slot, tried: &Tried, next: &NextBoot) -> Way {
     let named = match &slot.origin {
         Origin::Recorded(record) => record.provider.name().to_owned(),
         Origin::Foreign(kind) => kind.clone(),
         Origin::Unrecorded => "unknown".to_owned(),
     };
     let (provider, outlook, why) = match tried.get(&slot.id) {
-        Some(Ok(provider)) => (provider.name().to_owned(), Outlook::ByItself, "it was tried now".to_owned()),
+        Some(Ok(provider)) => {
+            let (outlook, why) = at_the_next_boot(*provider, next);
+            (provider.name().to_owned(), outlook, why)
+        }
         Some(Err(Closed::NeedsSomebody(what))) => (named, Outlook::NeedsSomebody, what.clone()),
         Some(Err(Closed::Locked(why))) => (named, Outlook::LockedOut, why.clone()),
         None => (named, Outlook::LockedOut, "nothing that nemos-initrd knows opens it".to_owned()),
     };
     Way { slot: slot.id, provider, outlook, why }
+}
+
+/// Of a way that is open now.
+fn at_the_next_boot(provider: Provider, next: &NextBoot) -> (Outlook, String) {
+    match (provider, next) {
+        (Provider::Tpm2, NextBoot::Differs(variables)) => {
+            let why = format!(
+                "it opens now, and not at the next boot: Secure Boot's {} changed since this one began, and the TPM's key is bound to them (PCR 7)",
+                variables.join(", ")
+            );
+            (Outlook::LockedOut, why)
+        }
+        (Provider::Tpm2, NextBoot::Unknown(why)) => (
+            Outlook::ByItself,
+            format!("it was tried now; whether Secure Boot is the same at the next boot is not known: {why}"),
+        ),
+        _ => (Outlook::ByItself, "it was tried now".to_owned()),
+    }
 }
 
 #[cfg(test)]
@@ -117,7 +139,8 @@ mod tests {
             tried.insert(id(1), Err(Closed::NeedsSomebody("somebody types it".to_owned())));
             tried
         };
-        let forecast = |slots: &[Slot], tried: &Tried| forecast(slots, &typed_at_the_console(tried.clone()));
+        let forecast =
+            |slots: &[Slot], tried: &Tried| forecast(slots, &typed_at_the_console(tried.clone()), &NextBoot::Same);
         let outlook = |slots: &[Slot], tried: Tried| forecast(slots, &tried).outlook;
         let opens = |number, provider| Tried::from([(id(number), Ok(provider))]);
         let fails = |number| Tried::from([(id(number), Err(Closed::Locked("the TPM says no".to_owned())))]);
@@ -136,5 +159,28 @@ mod tests {
         let unrecorded = Slot { id: id(5), origin: Origin::Unrecorded };
         assert_eq!(outlook(std::slice::from_ref(&unrecorded), opens(5, Provider::DemoKey)), Outlook::ByItself);
         assert_eq!(outlook(&[unrecorded], Tried::new()), Outlook::LockedOut);
+    }
+
+    #[test]
+    fn a_tpm_that_opens_now_does_not_once_secure_boot_was_changed() {
+        let recorded = |number: u32, provider| Slot {
+            id: number.try_into().unwrap(),
+            origin: Origin::Recorded(Record { provider, created: Timestamp(0), place: None }),
+        };
+        let slots = [recorded(0, Provider::Tpm2), recorded(1, Provider::RecoveryKey), recorded(2, Provider::DemoKey)];
+        let tried =
+            |slots: &[Slot]| slots.iter().filter_map(|slot| Some((slot.id, Ok(slot.provider()?)))).collect::<Tried>();
+        let told = |slots: &[Slot], next| forecast(slots, &tried(&slots[..1]), &next);
+        let differs = || NextBoot::Differs(vec!["db".into(), "dbx".into()]);
+        let changed = told(&slots[..2], differs());
+        assert_eq!(changed.outlook, Outlook::NeedsSomebody);
+        assert!(changed.ways[0].why.contains("Secure Boot's db, dbx changed"), "{changed:?}");
+        assert_eq!(changed.finding().unwrap().health, Health::Warning);
+        assert_eq!(told(&slots[..1], differs()).finding().unwrap().health, Health::Critical);
+        let unknown = told(&slots[..2], NextBoot::Unknown("there is no log".into()));
+        assert_eq!(unknown.outlook, Outlook::ByItself);
+        assert!(unknown.ways[0].why.ends_with("is not known: there is no log"), "{unknown:?}");
+        let demo_key = forecast(&slots[2..], &tried(&slots[2..]), &differs());
+        assert_eq!(demo_key.outlook, Outlook::ByItself, "it is bound to nothing");
     }
 }

@@ -3,6 +3,8 @@
 pub mod change;
 pub mod forecast;
 pub mod identity;
+pub mod lockout;
+pub mod measured;
 pub mod place;
 pub mod policy;
 pub mod provider;
@@ -12,6 +14,7 @@ pub mod slot;
 pub use change::{Boot, Change, Next, Refused, Stage, Verb};
 pub use forecast::{Closed, Forecast, forecast};
 pub use identity::{Identity, KeyDigest};
+pub use measured::NextBoot;
 pub use place::{FilePlace, InvalidPlace, Place, TokenUri};
 pub use policy::Policy;
 pub use provider::Provider;

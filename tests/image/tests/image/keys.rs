@@ -1,6 +1,7 @@
 //! The keys that open the overlay.
 
-use nemos_tests::{Case, Device, Disk, Failed};
+use nemos_tests::{Case, Device, Disk, Failed, Signed};
+use serde_json::Value;
 
 pub fn a_recovery_key_takes_the_demo_keys_place() -> Case {
     let mut device = Device::running()?;
@@ -92,13 +93,24 @@ pub fn a_tpm_opens_the_overlay_until_it_has_reason_not_to() -> Case {
         Some("the next boot opens the overlay by itself")
     );
 
+    // Wrong tries of whatever has a password lock the TPM out, which does not keep it from what needs none.
+    device.says(
+        "tpm2_dictionarylockout --setup-parameters --max-tries=1 --recovery-time=900 --lockout-recovery-time=900",
+    )?;
+    device.says("tpm2_createprimary --quiet --key-auth right --key-context /run/parent")?;
+    device.says("! tpm2_create --parent-context /run/parent --parent-auth wrong --public /run/a --private /run/b")?;
+    assert_eq!(device.run("nemosctl keys forecast")?.status, 0);
     device.says("tpm2_pcrextend 7:sha256=0000000000000000000000000000000000000000000000000000000000000001")?;
     let forecast = device.run("nemosctl keys forecast")?;
     assert!(forecast.status == 1 && forecast.stdout.contains("recovery-key"), "{forecast:?}");
+    assert!(
+        forecast.stdout.contains("locked out after 1 wrong tries, and forgets one of them every 900 s"),
+        "{forecast:?}"
+    );
     let health = device.says("nemosctl health || true")?;
     assert!(health.contains("tpm2 in key slot"), "{health}");
     // Another machine has another TPM, or none.
-    let mut device = device.powers_off()?.boots_given(&recovery)?;
+    let mut device = device.powers_off()?.with_new_tpm()?.boots_given(&recovery)?;
     assert_eq!(opened_by(&mut device)?, "recovery-key");
     assert_eq!(device.says("cat /etc/made-here")?, "mine");
     Ok(())
@@ -147,6 +159,35 @@ pub fn a_key_file_is_made_tried_and_rotated_on_its_own_disk() -> Case {
     assert_eq!(opened_by(&mut device)?, "demo-key");
     let forecast = device.says("nemosctl keys forecast")?;
     assert!(forecast.contains("the device with LABEL=KEYS is not there"), "{forecast}");
+    Ok(())
+}
+
+pub fn a_change_of_what_the_firmware_trusts_is_foreseen_before_the_tpm_refuses() -> Case {
+    let signed = Signed::find()?;
+    let mut device = signed.disk()?.with_tpm().boots_secured_given(&signed, "open sesame")?;
+    device.says(&until("nemosctl keys --json | grep --quiet tpm2"))?;
+    device.says("printf 'open sesame' | nemosctl keys enroll passphrase --secret-file -")?;
+    device.says("nemosctl keys remove 0 --yes")?;
+    let way = |forecast: &Value| {
+        let ways = forecast["ways"].as_array().into_iter().flatten();
+        ways.into_iter()
+            .find(|way| way["provider"] == "tpm2")
+            .map(|way| way["why"].as_str().unwrap_or_default().to_owned())
+    };
+    let forecast = device.tells("nemosctl keys forecast --json")?;
+    assert_eq!((&forecast["outlook"], way(&forecast).as_deref()), (&"by-itself".into(), Some("it was tried now")));
+    device.reboots()?;
+    assert_eq!(opened_by(&mut device)?, "tpm2");
+
+    let update: String = signed.trusts_the_other_key()?.iter().map(|byte| format!("\\0{byte:03o}")).collect();
+    device.says(&format!("printf '%b' '{update}' > /run/update"))?;
+    device.says("db=$(echo /sys/firmware/efi/efivars/db-*) && chattr -i $db && cat /run/update > $db")?;
+    let forecast = device.tells("nemosctl keys forecast --json || [ $? = 1 ]")?;
+    let why = way(&forecast).unwrap_or_default();
+    assert!(forecast["outlook"] == "needs-somebody" && why.contains("Secure Boot's db changed"), "{forecast}");
+    assert!(device.says("nemosctl health || true")?.contains("Secure Boot's db changed"));
+    device.reboots()?;
+    assert_eq!(opened_by(&mut device)?, "passphrase", "as it was foreseen");
     Ok(())
 }
 
