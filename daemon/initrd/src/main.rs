@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod boot;
+mod bound;
 mod overlay;
 mod reset;
 mod unlock;

@@ -22,6 +22,7 @@ use nemos_model::state::Volume;
 use tracing::{info, warn};
 use uuid::Uuid;
 
+use crate::bound;
 use crate::unlock::unlock;
 
 /// How long the partition may take to appear.
@@ -39,6 +40,8 @@ pub struct Opened {
     pub provider: Option<Provider>,
     /// The key slot that it was opened by.
     pub keyslot: Option<KeyslotId>,
+    /// Why the TPM does not vouch for it.
+    pub unbound: Option<String>,
     /// Copies of its header that were damaged.
     pub headers: Vec<DamagedHeader>,
     /// Why it is not as it should be.
@@ -94,12 +97,13 @@ pub fn open(
         host::mount_overlay(lower, upper, sysroot)?;
     }
     Ok(match opened {
-        Ok((volume, unlocked)) => Opened {
+        Ok(OpenVolume { uuid, unlocked, unbound }) => Opened {
             mode,
-            volume: Some(volume),
+            volume: Some(uuid),
             volume_built: matches!(expected, Some(Volume::TakenOver { .. })),
             provider: Some(unlocked.provider),
             keyslot: Some(unlocked.slot),
+            unbound,
             headers: headers(),
             degraded: None,
         },
@@ -110,6 +114,7 @@ pub fn open(
             volume_built: false,
             provider: None,
             keyslot: None,
+            unbound: None,
             headers: if matches!(reason, Reason::OverlayDamaged { .. }) { headers() } else { Vec::new() },
             degraded: Some(reason),
         },
@@ -164,14 +169,19 @@ fn damaged_headers(disk: &Disk) -> Vec<u64> {
     })
 }
 
+/// A volume that is open.
+struct OpenVolume {
+    uuid: Uuid,
+    unlocked: Unlocked,
+    unbound: Option<String>,
+}
+
 /// Opens the volume, and mounts it where that mode has it.
-fn open_volume(disk: &Disk, expected: Option<Volume>, mode: Mode, lower: &Path) -> Result<(Uuid, Unlocked), Reason> {
+fn open_volume(disk: &Disk, expected: Option<Volume>, mode: Mode, lower: &Path) -> Result<OpenVolume, Reason> {
     let damaged = |error| Reason::OverlayDamaged { error };
     let partition = disk.partition(Partition::Root, APPEAR).map_err(|error| damaged(error.to_string()))?;
     let found = host::identity(&partition).map_err(|error| error.to_string()).map_err(damaged)?;
-    if expected.is_some_and(|volume| !volume.is(&found)) {
-        return Err(Reason::OverlayForeign { uuid: found.uuid });
-    }
+    let bound = bound::check(&found, expected)?;
     let unlocked = unlock(&partition, lower).map_err(damaged)?;
     host::open_slot(&partition, &unlocked.key, unlocked.slot).map_err(|error| damaged(error.to_string()))?;
     let (place, mounted) = match mode {
@@ -182,7 +192,8 @@ fn open_volume(disk: &Disk, expected: Option<Volume>, mode: Mode, lower: &Path) 
         leave(disk, Path::new(place));
         damaged(error.to_string())
     })?;
-    Ok((found.uuid, unlocked))
+    let unbound = bound::bind_opened(&bound, &found, unlocked.provider);
+    Ok(OpenVolume { uuid: found.uuid, unlocked, unbound })
 }
 
 /// nemosd works on what is saved in it, and finds the place for that there.

@@ -14,7 +14,7 @@ use nemos_model::JobId;
 use nemos_model::boot::Reason;
 use nemos_model::integrity::RootHash;
 use nemos_model::job::{Job, JobState, Kind};
-use nemos_model::keys::DEMO_KEY_FILE;
+use nemos_model::keys::{DEMO_KEY_FILE, Identity};
 use nemos_model::overlay::{Mode, Trial, Tried};
 use nemos_model::partitions::Partition;
 use nemos_model::reset::Step;
@@ -22,6 +22,7 @@ use nemos_model::state::{AtBoot, DeviceState, NotTaken, Outcome, Volume};
 use thiserror::Error;
 use tracing::{error, info, warn};
 
+use crate::bound;
 use crate::unlock::unlock;
 
 /// How long the partition may take to appear.
@@ -181,13 +182,17 @@ fn do_steps(
     Ok(None)
 }
 
+/// Which volume there is.
+fn identity(disk: &Disk) -> Result<Identity, String> {
+    let partition = disk.partition(Partition::Root, APPEAR).map_err(|error| error.to_string())?;
+    overlay::identity(&partition).map_err(|error| error.to_string())
+}
+
 /// Finds a key for the volume that there is, if it is this device's.
 fn unlock_old(disk: &Disk, lower: &Path, volume: Volume) -> Result<Unlocked, String> {
     let partition = disk.partition(Partition::Root, APPEAR).map_err(|error| error.to_string())?;
-    let found = overlay::identity(&partition).map_err(|error| error.to_string())?;
-    if !volume.is(&found) {
-        return Err(Reason::OverlayForeign { uuid: found.uuid }.to_string());
-    }
+    let found = identity(disk)?;
+    bound::check(&found, Some(volume)).map_err(|reason| reason.to_string())?;
     unlock(&partition, lower)
 }
 
@@ -206,5 +211,13 @@ fn one_step(step: Step, job: &Job, place: &Place<'_>, volume: Volume) -> Result<
     let unlocked = if step.opens_volume() { Some(unlock_old(disk, lower, volume)?) } else { None };
     let unlock = unlocked.as_ref().map(|unlocked| (&unlocked.key, unlocked.slot));
     let work = Work { disk, secret: &secret, unlock, lower, root_hash, state, scratch: Path::new(SCRATCH) };
-    carry_out_step(step, job, &work, &mut progress).map_err(|error| error.to_string())
+    if step == Step::TakeOver {
+        // Before it is opened: what the state calls the image's own may be somebody else's.
+        bound::check(&identity(disk)?, None).map_err(|reason| reason.to_string())?;
+    }
+    let outcome = carry_out_step(step, job, &work, &mut progress).map_err(|error| error.to_string())?;
+    if let Outcome::Volume(made) = &outcome {
+        bound::bind_new(made)?;
+    }
+    Ok(outcome)
 }

@@ -198,6 +198,9 @@ pub struct BootReport {
     pub provider: Option<Provider>,
     /// The key slot that it was opened by.
     pub keyslot: Option<KeyslotId>,
+    /// Why the TPM does not vouch for the volume that is open; `None` if it does, or there is no TPM.
+    #[serde(default)]
+    pub unbound: Option<String>,
     /// The job that this boot carried out, or tried to.
     pub job: Option<JobId>,
     /// What nobody had confirmed, and this boot went back from.

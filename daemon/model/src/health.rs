@@ -131,6 +131,11 @@ pub fn findings(seen: &Observed, last: Result<Option<&Job>, &str>) -> Vec<Findin
     if seen.recovery_key_was_used() {
         findings.push(warning(USED_RECOVERY_KEY.into()));
     }
+    if let Some(why) = seen.report.as_ref().and_then(|report| report.unbound.as_ref()) {
+        findings.push(warning(format!(
+            "the TPM does not vouch for the overlay's volume, which another may have put there ({why}); a boot that is opened by a passphrase or recovery key has it vouch, and so does `nemosctl reset --overlay`"
+        )));
+    }
     if seen.report.as_ref().is_some_and(|report| report.volume_built) {
         findings.push(warning(
             "the overlay's volume key and passphrase came from the build of the image: whoever built or has it can read the overlay, even when the passphrase is another one; `nemosctl reset --overlay` makes one with a key of its own"
@@ -178,6 +183,7 @@ mod tests {
                 volume_built,
                 provider: None,
                 keyslot: None,
+                unbound: None,
                 job: None,
                 went_back: None,
                 headers: Vec::new(),

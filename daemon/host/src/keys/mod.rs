@@ -1,6 +1,7 @@
 //! The ways into the overlay's volume.
 
 mod ask;
+mod bound;
 mod change;
 mod context;
 mod cryptenroll;
@@ -18,6 +19,7 @@ mod secret;
 mod tpm2;
 mod way;
 
+pub use bound::{BindError, bind, bound};
 pub use change::{BACKUP, ChangeError, Keys, Memory, NewKey, destroy_backup};
 pub use escrow::{EscrowError, Recipient};
 pub(crate) use header::{keyslot, open_by_token, pbkdf, record};

@@ -1,10 +1,12 @@
 //! The ways into the overlay's volume.
 
+pub mod bound;
 pub mod change;
 pub mod forecast;
 pub mod identity;
 pub mod lockout;
 pub mod measured;
+pub mod nv;
 pub mod place;
 pub mod policy;
 pub mod provider;

@@ -488,6 +488,7 @@ fn healthy_storage() -> Observed {
             volume_built: false,
             provider: Some(Provider::DemoKey),
             keyslot: None,
+            unbound: None,
             job: None,
             went_back: None,
             preloaded_hash: None,

@@ -1,5 +1,6 @@
 //! The keys that open the overlay.
 
+use nemos_model::partitions::Partition;
 use nemos_tests::{Case, Device, Disk, Failed, Signed};
 use serde_json::Value;
 
@@ -109,10 +110,38 @@ pub fn a_tpm_opens_the_overlay_until_it_has_reason_not_to() -> Case {
     );
     let health = device.says("nemosctl health || true")?;
     assert!(health.contains("tpm2 in key slot"), "{health}");
-    // Another machine has another TPM, or none.
+    // Another machine has another TPM, and so has this one when it was cleared.
     let mut device = device.powers_off()?.with_new_tpm()?.boots_given(&recovery)?;
     assert_eq!(opened_by(&mut device)?, "recovery-key");
     assert_eq!(device.says("cat /etc/made-here")?, "mine");
+    let health = device.says("nemosctl health || true")?;
+    assert!(health.contains("tpm2 in key slot") && !health.contains("does not vouch"), "{health}");
+    Ok(())
+}
+
+pub fn a_volume_that_somebody_put_there_is_not_opened_whatever_the_state_says() -> Case {
+    let mut theirs = Device::running()?;
+    theirs.says("echo theirs > /etc/made-elsewhere && sync")?;
+    let mut theirs = theirs.powers_off()?;
+    let mut device = Disk::fresh()?.with_tpm().boots()?;
+    assert!(!device.says("nemosctl health || true")?.contains("does not vouch"));
+    let mut disk = device.powers_off()?;
+    for partition in [Partition::Root, Partition::State] {
+        disk.write(partition, 0, &theirs.read_all(partition)?)?;
+    }
+    let mut device = disk.boots()?;
+    let health = device.says("nemosctl health || true")?;
+    assert!(health.contains("is not the one that this device made"), "{health}");
+    assert_ne!(device.run("cat /etc/made-elsewhere")?.status, 0);
+
+    // A TPM that was cleared knows nothing of it, and has nothing to lose; that is told, boot after boot.
+    let mut device = device.powers_off()?.with_new_tpm()?.boots()?;
+    for _ in 0..2 {
+        assert_eq!(device.says("cat /etc/made-elsewhere")?, "theirs");
+        let health = device.says("nemosctl health || true")?;
+        assert!(health.contains("the TPM does not vouch for the overlay's volume"), "{health}");
+        device.reboots()?;
+    }
     Ok(())
 }
 

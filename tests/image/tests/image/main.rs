@@ -146,6 +146,7 @@ fn main() -> ExitCode {
         overlay::a_mode_ends_when_it_should_and_the_changes_have_waited,
         power::a_first_boot_that_loses_its_power_is_finished_at_the_next_boot,
         certificate::the_key_outlives_two_resets_and_tells_them_apart,
+        keys::a_volume_that_somebody_put_there_is_not_opened_whatever_the_state_says,
         keys::a_change_of_what_the_firmware_trusts_is_foreseen_before_the_tpm_refuses,
     ];
     let slow = slow.into_iter().map(|case| case.with_ignored_flag(true));
