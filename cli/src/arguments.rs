@@ -81,6 +81,7 @@ pub struct Status {
   nemosctl reset --factory                 the same, ask, and reboot into the reset
   nemosctl reset --overlay --keep /etc/hostname --keep /etc/systemd/network
                                            take back all changes to the system but these; containers and home stay
+  nemosctl reset --overlay --keep-all      a new volume key for the same contents; --dry-run says where they wait meanwhile
   nemosctl reset --factory --keep-set identity --at 03:00
                                            tonight, and it is still the same device to its fleet
   nemosctl reset --factory --yes --key ticket-17 --label 'returned by the customer'
@@ -99,6 +100,10 @@ pub struct Reset {
     /// Keep what this set names; sets ship with the image, in /usr/share/nemos/keep.d
     #[arg(long, value_name = "NAME")]
     pub keep_set: Vec<String>,
+    /// Keep everything on the overlay's volume as it is, and make a new volume key for it: the device stays what it is. Keys begin
+    /// anew, as at its first boot: no recovery key, passphrase or TPM key of the old volume opens the new one
+    #[arg(long, conflicts_with_all = ["factory", "keep", "keep_set"])]
+    pub keep_all: bool,
     /// Do not ask
     #[arg(long)]
     pub yes: bool,

@@ -195,6 +195,7 @@ fn place(name: &str) -> &str {
 fn grade(name: &str) -> &str {
     match name {
         "key-destroyed" => "key destroyed: nobody can read it any more",
+        "key-replaced" => "key replaced: the same contents are there under a new one",
         "formatted" => "formatted: not reachable, but not overwritten",
         other => other,
     }

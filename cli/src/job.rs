@@ -82,10 +82,12 @@ pub struct Job {
     pub plan: Option<String>,
     /// `[{"step", "at"}]`: what was done.
     pub steps: Vec<Step>,
-    /// `{"p.lxroot": "key-destroyed|formatted|untouched", ..}`: what became of each partition in a reset.
+    /// `{"p.lxroot": "key-destroyed|formatted|key-replaced|untouched", ..}`: what became of each partition in a reset.
     pub grades: BTreeMap<String, String>,
     /// How many paths a reset keeps.
     pub kept: u32,
+    /// Whether a reset keeps everything on the overlay's volume, and only makes a new key for it.
+    pub kept_all: bool,
     /// The configuration that is saved, applied, or gone back to.
     pub configuration: Option<String>,
     /// `[{"check", "passed", "seen"}]`: what was found after a reset.
@@ -183,7 +185,11 @@ pub fn render_list(jobs: &[Job], none: &str) -> String {
 impl Job {
     /// Labels of the partitions that it erased, or `-`.
     pub fn erased(&self) -> String {
-        let erased = self.grades.iter().filter(|(_, grade)| *grade != "untouched").map(|(label, _)| label.as_str());
+        let erased = self.grades.iter().filter_map(|(label, grade)| match grade.as_str() {
+            "untouched" => None,
+            "key-replaced" => Some(format!("{label}(new key)")),
+            _ => Some(label.clone()),
+        });
         let erased = erased.collect::<Vec<_>>().join(",");
         if erased.is_empty() { "-".to_owned() } else { erased }
     }
@@ -220,6 +226,9 @@ impl Job {
             }),
         );
         rows.extend(self.configuration.iter().map(|name| ["configuration".to_owned(), name.clone()]));
+        if self.kept_all {
+            rows.push(["keeps".to_owned(), "everything, under a new volume key".to_owned()]);
+        }
         if self.kept > 0 {
             rows.push(["keeps".to_owned(), format!("{} paths", self.kept)]);
         }
@@ -263,6 +272,7 @@ impl From<JobRecord> for Job {
             steps: record.result.steps.into_iter().map(|(step, at)| Step { step, at: text::time(at) }).collect(),
             grades: record.result.grades.into_iter().collect(),
             kept: record.result.kept,
+            kept_all: record.result.kept_all.unwrap_or_default(),
             configuration: record.result.configuration,
             audit: record.result.audit.map(|checks| {
                 checks.into_iter().map(|(check, passed, seen)| Audited { check, passed, seen }).collect()

@@ -19,13 +19,15 @@ struct Plan {
     name: String,
     /// `overlay` or `factory`.
     scope: String,
-    /// `[{"partition", "how": "key-destroyed|formatted", "size", "used"}]`.
+    /// `[{"partition", "how": "key-destroyed|key-replaced|formatted", "size", "used"}]`.
     erased: Vec<Erased>,
     /// Labels of the partitions that stay.
     untouched: Vec<String>,
     /// `[{"path", "entries", "bytes"}]`: what is kept of that which goes.
     keep: Vec<Kept>,
-    /// `{"needed", "available"}`: the room for it while it waits.
+    /// Bytes in use on the overlay's volume, if all of them are kept.
+    keep_all: Option<u64>,
+    /// `{"on", "needed", "available"}`: the partition that it waits on, and the room for it there.
     room: Option<Room>,
     /// What the device makes anew of its own.
     regenerated: Vec<String>,
@@ -55,6 +57,7 @@ struct Kept {
 /// The room for what is kept.
 #[derive(Debug, Serialize)]
 struct Room {
+    on: String,
     needed: u64,
     available: u64,
 }
@@ -108,6 +111,7 @@ async fn reset(connection: &Connection, arguments: Arguments) -> Result<Accepted
     let options = RequestOptions {
         keep: some(&arguments.keep),
         keep_sets: some(&arguments.keep_set),
+        keep_all: arguments.keep_all.then_some(true),
         key: arguments.key,
         label: arguments.label,
         reboot: Some(!arguments.no_reboot),
@@ -121,10 +125,11 @@ async fn reset(connection: &Connection, arguments: Arguments) -> Result<Accepted
 /// Says what will go, and asks. Gives back the name of the plan that was agreed to.
 async fn confirm(connection: &Connection, arguments: &Arguments) -> Result<String, Failure> {
     let plan = ask_plan(connection, arguments).await?;
+    let verb = if arguments.keep_all { "make a new key" } else { "erase" };
     let question = match (&arguments.at, arguments.no_reboot) {
-        (Some(at), _) => format!("Erase at {at}?"),
-        (None, true) => "Erase at the next boot?".to_owned(),
-        (None, false) => "Reboot now and erase?".to_owned(),
+        (Some(at), _) => format!("At {at}, {verb}?"),
+        (None, true) => format!("At the next boot, {verb}?"),
+        (None, false) => format!("Reboot now and {verb}?"),
     };
     print(&format!("{}\n{question} [y/N] ", plan.render()))?;
     if agrees()? { Ok(plan.name) } else { Err(Failure::Declined) }
@@ -140,6 +145,7 @@ async fn ask_plan(connection: &Connection, arguments: &Arguments) -> Result<Plan
         scope: Some(arguments.scope().name().to_owned()),
         keep: some(&arguments.keep),
         keep_sets: some(&arguments.keep_set),
+        keep_all: arguments.keep_all.then_some(true),
     };
     let (name, record) = ResetProxy::new(connection).await?.plan(options).await?;
     Ok(Plan::new(name, record))
@@ -147,8 +153,9 @@ async fn ask_plan(connection: &Connection, arguments: &Arguments) -> Result<Plan
 
 impl Plan {
     fn new(name: String, record: PlanRecord) -> Self {
-        let PlanRecord { scope, erased, untouched, keep, room_needed, room_available, regenerated, steps, seconds } =
-            record;
+        let PlanRecord { scope, erased, untouched, keep, keep_all, regenerated, steps, seconds, .. } = record;
+        let room = record.room_needed.zip(record.room_available).zip(record.waits_on);
+        let room = room.map(|((needed, available), on)| Room { on, needed, available });
         let erased = erased.into_iter().map(|entry| Erased {
             partition: entry.partition,
             how: entry.how,
@@ -156,8 +163,7 @@ impl Plan {
             used: entry.used,
         });
         let keep = keep.into_iter().map(|KeptEntry { path, entries, bytes }| Kept { path, entries, bytes }).collect();
-        let room = room_needed.zip(room_available).map(|(needed, available)| Room { needed, available });
-        Plan { name, scope, erased: erased.collect(), untouched, keep, room, regenerated, steps, seconds }
+        Plan { name, scope, erased: erased.collect(), untouched, keep, keep_all, room, regenerated, steps, seconds }
     }
 
     /// The plan, for people.
@@ -165,6 +171,7 @@ impl Plan {
         let erased = self.erased.iter().map(|erased| {
             let used = erased.used.map(|used| format!("{} used", text::bytes(used))).unwrap_or_default();
             let how = match erased.how.as_str() {
+                "key-replaced" => "key replaced: nobody can read it with the old one any more".to_owned(),
                 "key-destroyed" => "key destroyed: nobody can read it any more".to_owned(),
                 "formatted" => "formatted: not reachable, but not overwritten".to_owned(),
                 other => other.to_owned(),
@@ -173,7 +180,8 @@ impl Plan {
         });
         let untouched = self.untouched.iter().map(|label| [format!("  {label}"), holds(label).to_owned()]);
         let (erased, untouched): (Vec<_>, Vec<_>) = (erased.collect(), untouched.collect());
-        let mut parts = vec![format!("This goes:\n{}", table::columns(&erased))];
+        let what_happens = if self.keep_all.is_some() { "This gets a new volume key" } else { "This goes" };
+        let mut parts = vec![format!("{what_happens}:\n{}", table::columns(&erased))];
         parts.extend(self.render_kept());
         parts.push(format!("This stays:\n{}", table::columns(&untouched)));
         if !self.regenerated.is_empty() {
@@ -191,14 +199,21 @@ impl Plan {
             1 => [format!("  {path}"), text::bytes(*bytes)],
             many => [format!("  {path}"), format!("{many} files and folders, {}", text::bytes(*bytes))],
         });
-        let rows = table::columns(&rows.collect::<Vec<_>>());
-        let (needed, available) = (text::bytes(room.needed), text::bytes(room.available));
-        let fits = if room.needed <= room.available {
-            format!("It waits encrypted on p.lxstate meanwhile, in {needed} of {available}.")
-        } else {
-            format!("THIS DOES NOT FIT: it needs {needed} on p.lxstate while it waits, and there are {available}.")
+        let kept = match self.keep_all {
+            None => format!("This is kept of it:\n{}", table::columns(&rows.collect::<Vec<_>>())),
+            Some(bytes) => format!(
+                "All of it is kept, {}: changes, saved configurations, and who the device is. Keys begin anew, as at the\n\
+                 first boot: no recovery key, passphrase or TPM key of the old volume opens the new one.\n",
+                text::bytes(bytes)
+            ),
         };
-        Some(format!("This is kept of it:\n{rows}{fits}\n"))
+        let (on, needed, available) = (&room.on, text::bytes(room.needed), text::bytes(room.available));
+        let fits = if room.needed <= room.available {
+            format!("It waits encrypted on {on} meanwhile, in {needed} of {available}.")
+        } else {
+            format!("THIS DOES NOT FIT: it needs {needed} on {on} while it waits, and there are {available}.")
+        };
+        Some(format!("{kept}{fits}\n"))
     }
 }
 
@@ -232,6 +247,8 @@ mod tests {
                 KeptEntry { path: "/etc/machine-id".into(), entries: 0, bytes: 0 },
                 KeptEntry { path: "/home/admin".into(), entries: 17, bytes: 3 << 20 },
             ],
+            keep_all: None,
+            waits_on: Some("p.lxstate".into()),
             room_needed: Some(8 << 20),
             room_available: Some(50 << 20),
             regenerated: vec!["SSH host keys".into()],
@@ -244,6 +261,30 @@ mod tests {
     #[test]
     fn the_plan_says_what_goes_how_and_what_stays() {
         insta::assert_snapshot!(plan().render());
+    }
+
+    #[test]
+    fn a_new_volume_key_is_said_to_take_keys_and_nothing_else() {
+        let root = ErasedEntry {
+            partition: "p.lxroot".into(),
+            how: "key-replaced".into(),
+            size: Some(512 << 20),
+            used: Some(34_567_890),
+        };
+        let record = PlanRecord {
+            scope: "overlay".into(),
+            erased: vec![root],
+            untouched: ["p.UEFI", "p.lxhome", "p.lxoci-storage"].map(str::to_owned).to_vec(),
+            keep: vec![],
+            keep_all: Some(98 << 20),
+            waits_on: Some("p.lxoci-storage".into()),
+            room_needed: Some(110 << 20),
+            room_available: Some(400 << 20),
+            regenerated: vec![],
+            steps: vec!["survey".into(), "stage-kept".into()],
+            seconds: None,
+        };
+        insta::assert_snapshot!(Plan::new("3d11b5cc-7e2d-4faf-b7ef-77b83176e567".into(), record).render());
     }
 
     #[test]

@@ -149,8 +149,11 @@ impl From<UnknownScope> for Error {
 
 impl From<BadKeep> for Error {
     fn from(error: BadKeep) -> Self {
-        let kind =
-            if matches!(error, BadKeep::NotOpen { .. }) { ErrorKind::Failed } else { ErrorKind::InvalidArgument };
+        let kind = if matches!(error, BadKeep::NotOpen { .. } | BadKeep::NoOverlay) {
+            ErrorKind::Failed
+        } else {
+            ErrorKind::InvalidArgument
+        };
         Error::new(kind, error.to_string())
     }
 }

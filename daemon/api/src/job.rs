@@ -167,10 +167,13 @@ pub struct RequesterRecord {
 pub struct JobResult {
     /// Each step that was done, and when.
     pub steps: Vec<(String, u64)>,
-    /// What became of each partition in a reset: its label; `key-destroyed`, `formatted` or `untouched`.
+    /// What became of each partition in a reset: its label; `key-destroyed`, `key-replaced`, `formatted` or `untouched`.
     pub grades: Vec<(String, String)>,
     /// How many paths it keeps.
     pub kept: u32,
+    /// Whether it keeps everything on the overlay's volume.
+    #[zbus(rename = "kept-all")]
+    pub kept_all: Option<bool>,
     /// The configuration that is saved, applied, or gone back to.
     pub configuration: Option<String>,
     /// What was checked after a reset: the check, whether it is as it should be, what was seen. Not there before that.
@@ -223,6 +226,7 @@ impl From<&Job> for JobResult {
             steps: job.steps.iter().map(|done| (done.step.to_string(), done.at.0)).collect(),
             grades: grades.map(|(partition, grade)| (partition.label().to_owned(), grade.name().to_owned())).collect(),
             kept: u32::try_from(job.keep.len()).unwrap_or(u32::MAX),
+            kept_all: job.keep_all.map(|_| true),
             configuration: job.configuration.as_ref().map(ToString::to_string),
             audit: job.audit.as_ref().map(checks),
         }

@@ -52,6 +52,8 @@ pub struct PlanOptions {
     pub keep: Option<Vec<String>>,
     /// Keep sets of the image, by name.
     pub keep_sets: Option<Vec<String>>,
+    /// Keep everything on the overlay's volume: a new volume key for the same contents.
+    pub keep_all: Option<bool>,
 }
 
 impl PlanOptions {
@@ -62,6 +64,7 @@ impl PlanOptions {
             scope: options.take("scope")?,
             keep: options.take("keep")?,
             keep_sets: options.take("keep-sets")?,
+            keep_all: options.take("keep-all")?,
         };
         options.finish().map(|()| read)
     }
@@ -69,7 +72,8 @@ impl PlanOptions {
     /// What is wished.
     pub fn wish(&self) -> Result<Wish, Error> {
         let scope = self.scope.as_deref().map_or(Ok(Scope::Factory), str::parse)?;
-        wish(scope, self.keep.as_deref(), self.keep_sets.as_deref())
+        let wish = wish(scope, self.keep.as_deref(), self.keep_sets.as_deref())?;
+        Ok(Wish { everything: self.keep_all.unwrap_or_default(), ..wish })
     }
 }
 
@@ -85,6 +89,8 @@ pub struct RequestOptions {
     pub keep: Option<Vec<String>>,
     /// Keep sets of the image, by name.
     pub keep_sets: Option<Vec<String>>,
+    /// Keep everything on the overlay's volume: a new volume key for the same contents.
+    pub keep_all: Option<bool>,
     /// Not to begin before this, in seconds since the epoch.
     pub not_before: Option<u64>,
     /// Reboot as soon as the job is due.
@@ -102,6 +108,7 @@ impl RequestOptions {
             label: options.take("label")?,
             keep: options.take("keep")?,
             keep_sets: options.take("keep-sets")?,
+            keep_all: options.take("keep-all")?,
             not_before: options.take("not-before")?,
             reboot: options.take("reboot")?,
             plan: options.take("plan")?,
@@ -116,14 +123,15 @@ impl RequestOptions {
 
     /// What is wished.
     pub fn wish(&self, scope: Scope) -> Result<Wish, Error> {
-        wish(scope, self.keep.as_deref(), self.keep_sets.as_deref())
+        let wish = wish(scope, self.keep.as_deref(), self.keep_sets.as_deref())?;
+        Ok(Wish { everything: self.keep_all.unwrap_or_default(), ..wish })
     }
 }
 
 fn wish(scope: Scope, keep: Option<&[String]>, sets: Option<&[String]>) -> Result<Wish, Error> {
     let keep = keep.unwrap_or_default().iter().map(|path| path.parse()).collect::<Result<_, BadKeep>>()?;
     let sets = sets.unwrap_or_default().iter().map(|name| name.parse()).collect::<Result<_, BadKeep>>()?;
-    Ok(Wish { scope, keep, sets })
+    Ok(Wish { keep, sets, ..Wish::all(scope) })
 }
 
 /// A [`Plan`] on the wire.
@@ -138,9 +146,13 @@ pub struct PlanRecord {
     pub untouched: Vec<String>,
     /// What is kept of that which goes.
     pub keep: Vec<KeptEntry>,
-    /// Bytes that it needs while it waits, and bytes that there are; not there if nothing is kept.
+    /// Bytes in use on the overlay's volume, if all of them are kept.
+    pub keep_all: Option<u64>,
+    /// Label of the partition that what is kept waits on; not there if nothing is kept, as the next two.
+    pub waits_on: Option<String>,
+    /// Bytes that it needs there.
     pub room_needed: Option<u64>,
-    /// See `room_needed`.
+    /// Bytes that there are.
     pub room_available: Option<u64>,
     /// What the device makes anew of its own: `machine-id`, `SSH host keys`.
     pub regenerated: Vec<String>,
@@ -168,7 +180,7 @@ pub struct KeptEntry {
 pub struct ErasedEntry {
     /// Its label.
     pub partition: String,
-    /// `key-destroyed` or `formatted`.
+    /// `key-destroyed`, `key-replaced` or `formatted`.
     pub how: String,
     /// Its size in bytes.
     pub size: Option<u64>,
@@ -183,8 +195,10 @@ impl From<&Plan> for PlanRecord {
             erased: plan.erased.iter().map(ErasedEntry::from).collect(),
             untouched: plan.untouched.iter().map(|partition| partition.label().to_owned()).collect(),
             keep: plan.keep.iter().map(KeptEntry::from).collect(),
-            room_needed: plan.room.map(|room| room.needed),
-            room_available: plan.room.map(|room| room.available),
+            keep_all: plan.everything.map(|everything| everything.bytes),
+            waits_on: plan.room.map(|(on, _)| on.label().to_owned()),
+            room_needed: plan.room.map(|(_, room)| room.needed),
+            room_available: plan.room.map(|(_, room)| room.available),
             regenerated: plan.regenerated().into_iter().map(str::to_owned).collect(),
             steps: plan.steps().iter().map(Step::to_string).collect(),
             seconds: plan.seconds,
@@ -229,12 +243,13 @@ mod tests {
         #[test]
         fn options_arrive_as_they_were_sent(
             key: Option<String>, label: Option<String>, not_before: Option<u64>, reboot: Option<bool>, keep: Option<Vec<String>>,
+            keep_all: Option<bool>,
         ) {
             // D-Bus strings have no NUL in them.
             let clean = |text: Option<String>| text.map(|text| text.replace('\0', ""));
             let keep = keep.map(|paths| paths.into_iter().filter_map(|path| clean(Some(path))).collect());
             let (key, label) = (clean(key), clean(label));
-            let options = RequestOptions { key, label, keep, not_before, reboot, ..RequestOptions::default() };
+            let options = RequestOptions { key, label, keep, keep_all, not_before, reboot, ..RequestOptions::default() };
             prop_assert_eq!(RequestOptions::parse(sent(&options)), Ok(options));
         }
     }

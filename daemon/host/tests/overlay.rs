@@ -38,6 +38,7 @@ fn main() -> ExitCode {
         changes_that_hide_something_newer_are_noted,
         a_saved_tree_knows_what_it_was_made_on,
         a_volume_stays_as_it_is_when_its_partition_grows,
+        a_file_system_from_a_smaller_volume_fills_the_larger_one,
         what_is_shared_takes_room_once,
     ])
 }
@@ -248,6 +249,26 @@ fn a_volume_stays_as_it_is_when_its_partition_grows() {
     assert!(size() > was + SIZE / 10 * 9);
     overlay::close(device).unwrap();
     run("losetup", ["--detach".as_ref(), device.as_os_str()]);
+}
+
+fn a_file_system_from_a_smaller_volume_fills_the_larger_one() {
+    let (disk, place) = (Disk::new(SIZE), tempfile::tempdir().unwrap());
+    volume(&disk, "right");
+    overlay::open(disk.path(), &secret("right")).unwrap();
+    let small = ["TEST_DIR=/", "TEST_DEV=/", "QA_CHECK_FS=1", "mkfs.xfs", "-q", "-m", "rmapbt=1", "-d", "size=48m"];
+    run("env", small.into_iter().chain(["/dev/mapper/luks"]));
+    let size = || {
+        overlay::mount_file_system(place.path()).unwrap();
+        let stat = rustix::fs::statvfs(place.path()).unwrap();
+        unmount(place.path()).unwrap();
+        stat.f_blocks * stat.f_frsize
+    };
+    assert!(size() < 48 << 20);
+    for _ in 0..2 {
+        overlay::fill_volume(place.path()).unwrap();
+        assert!(size() > 60 << 20, "{}", size());
+    }
+    overlay::close(disk.path()).unwrap();
 }
 
 fn what_is_shared_takes_room_once() {

@@ -89,6 +89,9 @@ pub fn boot() -> Result<(), Refused> {
     let mut degraded = done.degraded;
     degraded.extend(opened.degraded.clone());
     degraded.extend(mounts.mount_others(sysroot));
+    if !done.needs_stage {
+        reset::drop_unneeded_stages(sysroot);
+    }
     for reason in &degraded {
         error!("degraded: {reason}");
     }

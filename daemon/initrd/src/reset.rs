@@ -18,6 +18,7 @@ use nemos_model::keys::{DEMO_KEY_FILE, Identity};
 use nemos_model::overlay::{Mode, Trial, Tried};
 use nemos_model::partitions::Partition;
 use nemos_model::reset::Step;
+use nemos_model::reset::keep::WAITING_PLACES;
 use nemos_model::state::{AtBoot, DeviceState, NotTaken, Outcome, Volume};
 use thiserror::Error;
 use tracing::{error, info, warn};
@@ -42,6 +43,8 @@ pub struct Done {
     pub went_back: Option<Tried>,
     /// What this boot has to be confirmed for.
     pub trial: Option<Trial>,
+    /// Whether somebody may still need kept data that waits.
+    pub needs_stage: bool,
     /// What went wrong.
     pub degraded: Vec<Reason>,
 }
@@ -49,7 +52,15 @@ pub struct Done {
 impl Done {
     /// Nothing was done, for this reason.
     pub fn nothing(reason: Reason) -> Self {
-        Done { job: None, volume: None, mode: Mode::Persistent, went_back: None, trial: None, degraded: vec![reason] }
+        Done {
+            job: None,
+            volume: None,
+            mode: Mode::Persistent,
+            went_back: None,
+            trial: None,
+            needs_stage: true,
+            degraded: vec![reason],
+        }
     }
 }
 
@@ -85,7 +96,9 @@ pub fn carry_out(store: &Store, place: &Place<'_>, command_line_asks: bool) -> D
     let mut job = None;
     let tried = state.trial().filter(|trial| trial.running).map(|trial| trial.tried.clone());
     let failed = begin(store, &mut state, command_line_asks).and_then(|begun| {
-        drop_unneeded_stage(place, &state);
+        if !state.needs_stage() {
+            drop_stage(place.state, Partition::State);
+        }
         match begun {
             AtBoot::Nothing => Ok(None),
             AtBoot::GivenUp(id) => {
@@ -110,6 +123,7 @@ pub fn carry_out(store: &Store, place: &Place<'_>, command_line_asks: bool) -> D
         // A boot that goes back has nothing to confirm, even if that could not be written down.
         trial: if went_back.is_none() { state.running_trial().cloned() } else { None },
         went_back,
+        needs_stage: state.needs_stage(),
         degraded: reason.into_iter().collect(),
     }
 }
@@ -143,11 +157,16 @@ fn begin(store: &Store, state: &mut DeviceState, command_line_asks: bool) -> Res
     Ok(begun)
 }
 
-/// What a job was to keep that was given up for good must not lie around.
-fn drop_unneeded_stage(place: &Place<'_>, state: &DeviceState) {
-    if !state.needs_stage()
-        && let Err(error) = destroy_stage(place.state)
-    {
+/// What a job was to keep that was given up for good must not lie around, on none of the partitions that are mounted there.
+pub fn drop_unneeded_stages(sysroot: &Path) {
+    let places = WAITING_PLACES.into_iter().filter_map(|partition| Some((partition, partition.mount_point()?)));
+    for (partition, place) in places {
+        drop_stage(&sysroot.join(place.trim_start_matches('/')), partition);
+    }
+}
+
+fn drop_stage(folder: &Path, partition: Partition) {
+    if let Err(error) = destroy_stage(folder, partition) {
         warn!("kept data that nobody waits for any more is still there: {error}");
     }
 }

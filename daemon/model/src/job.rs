@@ -30,7 +30,7 @@ use crate::Timestamp;
 use crate::overlay::{ConfigurationName, Within};
 use crate::partitions::Partition;
 use crate::reset::audit::{Audit, Survey};
-use crate::reset::{Grade, KeptPath, Scope, Step, grades};
+use crate::reset::{Grade, Keep, Keeping, KeptPath, Scope, Step, grades};
 
 /// How often a job may fail before the device stops trying: a device that keeps failing must still come up.
 pub const MAX_ATTEMPTS: usize = 3;
@@ -223,6 +223,9 @@ pub struct Job {
     /// What a reset keeps.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub keep: Vec<KeptPath>,
+    /// Where all of the overlay waits, if a reset keeps all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_all: Option<Partition>,
     /// What a revert takes back.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub paths: Vec<KeptPath>,
@@ -317,6 +320,7 @@ impl Job {
             kind,
             state,
             keep: Vec::new(),
+            keep_all: None,
             paths: Vec::new(),
             configuration: None,
             replace: false,
@@ -344,11 +348,25 @@ impl Job {
         match self.kind {
             Kind::Provision => Step::PROVISION.to_vec(),
             Kind::TakeOver => vec![Step::TakeOver],
-            Kind::Reset { scope } => scope.steps(!self.keep.is_empty()),
+            Kind::Reset { scope } => scope.steps(self.keeping()),
             Kind::Revert => vec![Step::Revert],
             Kind::Save => vec![Step::Save],
             Kind::Apply => vec![Step::Apply],
             Kind::GoBack => vec![Step::GoBack],
+        }
+    }
+
+    /// What it keeps.
+    pub fn kept(&self) -> Keep {
+        self.keep_all.map_or_else(|| Keep::Paths(self.keep.clone()), Keep::Everything)
+    }
+
+    /// How much it keeps.
+    pub const fn keeping(&self) -> Keeping {
+        match self.keep_all {
+            Some(_) => Keeping::Everything,
+            None if self.keep.is_empty() => Keeping::Nothing,
+            None => Keeping::Paths,
         }
     }
 
@@ -379,7 +397,9 @@ impl Job {
     pub fn grades(&self) -> Vec<(Partition, Grade)> {
         match self.kind {
             Kind::Provision | Kind::TakeOver | Kind::Revert | Kind::Save | Kind::Apply | Kind::GoBack => Vec::new(),
-            Kind::Reset { scope } => grades(scope, &self.steps.iter().map(|done| done.step).collect::<Vec<_>>()),
+            Kind::Reset { scope } => {
+                grades(scope, self.keeping(), &self.steps.iter().map(|done| done.step).collect::<Vec<_>>())
+            }
         }
     }
 

@@ -12,7 +12,7 @@ use crate::keys::recovery::Sealed;
 use crate::keys::{self, Change, Identity};
 use crate::overlay::{ConfigurationName, Mode, Modes, Trial, Tried, Within};
 use crate::reset::audit::{Audit, Survey};
-use crate::reset::{KeptPath, Scope, Step};
+use crate::reset::{Keep, KeptPath, Scope, Step};
 use crate::time::Timestamp;
 
 /// Version of the document that this code writes, and the only one it reads.
@@ -104,8 +104,8 @@ pub enum Wanted {
     Reset {
         /// How much.
         scope: Scope,
-        /// What to keep, as [`keep::decide`](crate::reset::keep::decide) decided.
-        keep: Vec<KeptPath>,
+        /// What to keep.
+        keep: Keep,
         /// Name of the plan that says what will be done.
         plan: Option<Uuid>,
     },
@@ -327,15 +327,17 @@ impl DeviceState {
             Some(due) if due > now => JobState::Queued,
             _ => JobState::WaitingForReboot,
         };
-        // A reset takes what is tried with it; anything else would build on what may be gone.
-        let takes_all = matches!(request.wanted, Wanted::Reset { .. }) && state == JobState::WaitingForReboot;
+        // A reset takes what is tried with it, if it keeps none of it; anything else would build on what may be gone.
+        let takes_it = matches!(&request.wanted, Wanted::Reset { keep: Keep::Paths(_), .. });
+        let takes_all = takes_it && state == JobState::WaitingForReboot;
         if let Some(trial) = self.trial.as_ref().filter(|_| !takes_all) {
             return Err(NotTaken::OnTrial(trial.tried.clone()));
         }
         let Request { wanted, by, key, not_before, reboot } = request;
         let job = Job { not_before, reboot, key, ..Job::new(id, wanted.kind(), state, by, now) };
         self.push(match wanted {
-            Wanted::Reset { keep, plan, .. } => Job { keep, plan, ..job },
+            Wanted::Reset { keep: Keep::Paths(keep), plan, .. } => Job { keep, plan, ..job },
+            Wanted::Reset { keep: Keep::Everything(on), plan, .. } => Job { keep_all: Some(on), plan, ..job },
             Wanted::Revert { paths } => Job { paths, ..job },
             Wanted::Save { name, replace } => Job { configuration: Some(name), replace, ..job },
             Wanted::Apply { name, within } => Job { configuration: Some(name), within, ..job },
@@ -371,11 +373,11 @@ impl DeviceState {
     }
 
     /// The mode that a boot has which cannot write down that it begins: nothing that would have to end.
-    pub const fn lasting_mode(&self) -> Mode {
-        match &self.trial {
+    pub fn lasting_mode(&self) -> Mode {
+        self.unless_all_waits(match &self.trial {
             Some(Trial { tried: Tried::Mode { before, .. }, .. }) => before.then(),
             _ => self.modes.then(),
-        }
+        })
     }
 
     /// Decides the mode of the boot that begins, and what it goes back from, if it does. What was asked for it alone, or had to
@@ -392,7 +394,15 @@ impl DeviceState {
             }
             other => self.trial = other,
         }
-        (self.modes.begin(), went_back)
+        let mode = self.modes.begin();
+        (self.unless_all_waits(mode), went_back)
+    }
+
+    /// While all that is on the overlay's volume waits to be copied back to it, whatever is changed there would be gone without
+    /// a word: it goes to memory.
+    fn unless_all_waits(&self, mode: Mode) -> Mode {
+        let waits = self.jobs.last().is_some_and(|job| job.keep_all.is_some() && job.holds_kept_data());
+        if waits && mode == Mode::Persistent { Mode::Volatile } else { mode }
     }
 
     /// The configuration that was applied last.
@@ -451,7 +461,8 @@ impl DeviceState {
         let latest = self.jobs.last().map(|job| job.id);
         let trial = self.trial.as_ref().map(|trial| trial.tried.clone());
         let job = self.job_mut(id)?;
-        if let Some(tried) = trial.filter(|_| !matches!(job.kind, Kind::GoBack | Kind::Reset { .. })) {
+        let takes_it = job.kind == Kind::GoBack || matches!(job.kind, Kind::Reset { .. }) && job.keep_all.is_none();
+        if let Some(tried) = trial.filter(|_| !takes_it) {
             return Err(NotTaken::OnTrial(tried));
         }
         if latest == Some(id) { Ok(job.retry()?) } else { Err(NotTaken::NotTheLatest(id)) }
@@ -530,12 +541,15 @@ impl DeviceState {
             Outcome::Volume(identity) if step == Some(Step::TakeOver) => self.volume = Volume::TakenOver(identity),
             Outcome::Volume(identity) => self.volume = Volume::Provisioned(identity),
             Outcome::Done if step == Some(Step::DestroyKeys) => {
+                let keeps_all = job.keep_all.is_some();
                 self.volume = Volume::Erased;
                 self.key_change = None;
                 self.sealed = None;
-                self.modes = Modes::default();
-                self.configuration = ConfigurationName::factory();
-                self.trial = None;
+                if !keeps_all {
+                    self.modes = Modes::default();
+                    self.configuration = ConfigurationName::factory();
+                    self.trial = None;
+                }
             }
             Outcome::Done if step == Some(Step::Apply) => {
                 let (name, within) = (job.configuration.clone(), job.within);

@@ -1,6 +1,7 @@
 //! The desk: the one owner of what the device remembers. Requests are taken here one at a time, and none is taken
 //! before it is durable.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,8 +16,9 @@ use nemos_model::health::{Finding, findings};
 use nemos_model::image::Image;
 use nemos_model::job::{Job, Kind, Requester};
 use nemos_model::overlay::{Mode, SAVED_MOUNT, UPPER_MOUNT, shadow};
-use nemos_model::reset::keep::{self, Kept, Room, Usage};
-use nemos_model::reset::{KeptPath, Plan, Wish};
+use nemos_model::partitions::Partition;
+use nemos_model::reset::keep::{self, BadKeep, Everything, Kept, Room, Usage, WAITING_PLACES};
+use nemos_model::reset::{Keep, KeptPath, Plan, Scope, Wish};
 use nemos_model::stack::Observed;
 use nemos_model::state::{DeviceState, NotTaken, Request, Taken, Wanted};
 use nemos_model::{JobId, Timestamp};
@@ -143,9 +145,7 @@ impl Desk {
     /// What a reset would do.
     pub async fn plan(&self, wish: Wish) -> Result<Plan, Error> {
         let (seen, state) = (self.seen().await?, self.state().await?);
-        let scope = wish.scope;
-        let (keep, free) = self.measure(wish, Arc::clone(&seen)).await?;
-        Ok(Plan::new(scope, keep, free, &seen, &state))
+        Ok(self.measure(wish, Arc::clone(&seen)).await?.plan(&seen, &state))
     }
 
     /// Takes a request, and gives back its job. `plan` is the name of the plan that the caller has seen.
@@ -156,14 +156,17 @@ impl Desk {
             return Ok(job);
         }
         let seen = self.look(&mut *self.seen.lock().await).await?;
-        let (keep, free) = self.measure(wish, seen).await?;
+        let measured = self.measure(wish, seen).await?;
         self.change(|state, seen| {
-            let planned = Plan::new(scope, keep, free, seen, state);
-            if let Some(room) = planned.room.filter(|room| !room.fits()) {
-                return Err(no_room(room));
+            let planned = measured.plan(seen, state);
+            if let Some((on, room)) = planned.room.filter(|(_, room)| !room.fits()) {
+                return Err(no_room(on, room, planned.everything.is_some()));
             }
             let there = planned.keep.iter().filter(|kept| kept.usage != Usage::default());
-            let keep = there.map(|kept| kept.path.clone()).collect();
+            let keep = match planned.everything {
+                Some(everything) => Keep::Everything(everything.on),
+                None => Keep::Paths(there.map(|kept| kept.path.clone()).collect()),
+            };
             let Asked { by, key, not_before, reboot } = asked;
             let wanted = Wanted::Reset { scope, keep, plan: Some(planned.id()) };
             let request = Request { wanted, by, key, not_before, reboot };
@@ -245,12 +248,16 @@ impl Desk {
         .await?
     }
 
-    /// What is kept, how much that is, and the bytes that are free where it waits.
-    async fn measure(&self, wish: Wish, seen: Arc<Observed>) -> Result<(Vec<Kept>, u64), Error> {
+    /// What is kept, how much that is, and the room for it where it waits.
+    async fn measure(&self, wish: Wish, seen: Arc<Observed>) -> Result<Measured, Error> {
+        keep::check_everything(&wish)?;
         if !wish.keeps() {
-            return Ok((Vec::new(), 0));
+            return Ok(Measured::Paths { scope: wish.scope, keep: Vec::new(), free: 0 });
         }
         self.blocking(move |device| {
+            if wish.everything {
+                return measure_everything(device, &seen).map(Measured::Everything);
+            }
             let sets = wish.sets.iter().map(|name| device.keep_set(name)).collect::<Result<Vec<_>, _>>();
             let named = wish.keep.iter().cloned().chain(sets.map_err(|error| not_kept(&error))?.into_iter().flatten());
             let paths = keep::decide(wish.scope, named.collect())?;
@@ -263,8 +270,9 @@ impl Desk {
                 }
                 Err(error) => Err(not_kept(&error)),
             };
-            let kept = paths.into_iter().map(measure).collect::<Result<_, _>>()?;
-            Ok((kept, device.free().map_err(|error| not_kept(&error))?))
+            let keep = paths.into_iter().map(measure).collect::<Result<_, _>>()?;
+            let free = device.free(Partition::State).map_err(|error| not_kept(&error))?;
+            Ok(Measured::Paths { scope: wish.scope, keep, free })
         })
         .await?
     }
@@ -369,6 +377,39 @@ impl Desk {
     }
 }
 
+/// What a wish comes to on the device as it is.
+enum Measured {
+    /// Paths are kept, or nothing; with the bytes that are free on `p.lxstate`.
+    Paths { scope: Scope, keep: Vec<Kept>, free: u64 },
+    /// All of the overlay is kept.
+    Everything(Everything),
+}
+
+impl Measured {
+    fn plan(self, seen: &Observed, state: &DeviceState) -> Plan {
+        match self {
+            Measured::Paths { scope, keep, free } => Plan::new(scope, keep, free, seen, state),
+            Measured::Everything(everything) => Plan::of_everything(everything, seen, state),
+        }
+    }
+}
+
+/// How much there is on the overlay's volume, and where it can wait, of the partitions that are in use.
+fn measure_everything(device: &dyn Device, seen: &Observed) -> Result<Everything, Error> {
+    let partition = seen.partitions.iter().find(|seen| seen.partition == Partition::Root);
+    let (partition, mount) = partition.zip(seen.volume_mount()).ok_or(BadKeep::NoOverlay)?;
+    let usage = device.everything(Path::new(&partition.device), Path::new(&mount.target));
+    let usage = usage.map_err(|error| not_kept(&error))?;
+    let is_in_use = |place: &Partition| {
+        seen.mounts.iter().any(|mount| Some(mount.target.as_str()) == place.mount_point() && !mount.read_only)
+    };
+    let free = |place: Partition| Ok((place, device.free(place).map_err(|error| not_kept(&error))?));
+    let free = WAITING_PLACES.into_iter().filter(is_in_use).map(free).collect::<Result<Vec<_>, Error>>()?;
+    let nowhere =
+        || Error::new(ErrorKind::Failed, "no partition is in use at this boot that the contents could wait on");
+    Everything::on_one_of(&free, usage).ok_or_else(nowhere)
+}
+
 fn forgetful(reason: &str) -> Error {
     Error::new(ErrorKind::Failed, format!("{reason}; nothing can be asked of the device until it remembers again"))
 }
@@ -379,15 +420,22 @@ fn not_kept(error: &KeepError) -> Error {
         KeepError::NotPlain { .. } | KeepError::ThroughLink { .. } | KeepError::Elsewhere { .. } => {
             ErrorKind::InvalidArgument
         }
+        KeepError::OtherVolume => ErrorKind::NotSupported,
         KeepError::Io { .. } | KeepError::BadSet { .. } => ErrorKind::Failed,
     };
     Error::new(kind, error.to_string())
 }
 
-fn no_room(room: Room) -> Error {
+fn no_room(on: Partition, room: Room, is_everything: bool) -> Error {
     let Room { needed, available } = room;
-    let message =
-        format!("what is to be kept needs {needed} bytes while it waits, and there are {available}; keep less");
+    let (where_most_is, what_helps) = if is_everything {
+        (", where most room is", "take away what nobody needs, there or on the overlay")
+    } else {
+        ("", "keep less")
+    };
+    let message = format!(
+        "what is to be kept needs {needed} bytes on {on}{where_most_is} while it waits, and there are {available}; {what_helps}"
+    );
     Error::new(ErrorKind::NoSpace, message)
 }
 

@@ -7,13 +7,14 @@ use nemos_host::certificate::{SigningKey, SigningKeyError, device_tpm};
 use nemos_host::overlay::policy::{memory, policy};
 use nemos_host::overlay::usage::{UsageError, usage};
 use nemos_host::overlay::volume_mount;
+use nemos_host::reset::everything;
 use nemos_host::reset::keep::{self, KeepError};
 use nemos_host::state::{StateError, Store};
 use nemos_model::image::Image;
 use nemos_model::overlay::policy::MemorySize;
 use nemos_model::overlay::{LOWER_MOUNT, UPPER_MOUNT, usage as overlay};
 use nemos_model::partitions::Partition;
-use nemos_model::reset::keep::{KeptPath, SetName, Usage};
+use nemos_model::reset::keep::{KeptPath, SetName, Usage, stage_file};
 use nemos_model::stack::Observed;
 use nemos_model::state::DeviceState;
 use nemos_model::{JobId, Timestamp};
@@ -36,8 +37,10 @@ pub trait Device: Send + Sync + 'static {
     fn measure(&self, path: &KeptPath) -> Result<Usage, KeepError>;
     /// The paths of a keep set that came with the image.
     fn keep_set(&self, name: &SetName) -> Result<Vec<KeptPath>, KeepError>;
-    /// Bytes that are free where kept data waits.
-    fn free(&self) -> Result<u64, KeepError>;
+    /// How much is in use on the overlay's volume on that partition, whose file system is mounted there.
+    fn everything(&self, partition: &Path, mount: &Path) -> Result<Usage, KeepError>;
+    /// Bytes that are free on that partition for what is kept.
+    fn free(&self, partition: Partition) -> Result<u64, KeepError>;
     /// Where the changes of this boot are; which image that is, its report says.
     fn layers(&self) -> Layers;
     /// What takes room on the overlay's volume, which is mounted.
@@ -106,8 +109,12 @@ impl Device for ThisDevice {
         keep::read_set(Path::new(LOWER_MOUNT), name)
     }
 
-    fn free(&self) -> Result<u64, KeepError> {
-        keep::free(state_folder())
+    fn everything(&self, partition: &Path, mount: &Path) -> Result<Usage, KeepError> {
+        everything::measure(partition, mount)
+    }
+
+    fn free(&self, partition: Partition) -> Result<u64, KeepError> {
+        keep::free(&Path::new(partition.mount_point().unwrap_or_default()).join(stage_file(partition)))
     }
 
     fn layers(&self) -> Layers {

@@ -17,6 +17,8 @@ use nemos_api::{CallError, Error, ErrorKind, PATH};
 use nemos_model::Timestamp;
 use nemos_model::certificate::{PublicKey, verify};
 use nemos_model::job::JobState;
+use nemos_model::overlay::UPPER_MOUNT;
+use nemos_model::partitions::Partition;
 use nemos_model::reset::KeptPath;
 use nemos_model::state::Volume;
 use zbus::OwnedVariant;
@@ -189,6 +191,45 @@ async fn what_cannot_be_kept_is_refused_before_anything_is_written() {
         let refused = refusal(reset.request(scope, options.clone()).await);
         assert_eq!(refused.kind, kind, "{scope} {options:?}: {refused}");
     }
+    assert!(fixture.device.stored().jobs().is_empty());
+}
+
+fn keeping_all() -> RequestOptions {
+    RequestOptions { keep_all: Some(true), ..asking() }
+}
+
+#[tokio::test]
+async fn everything_waits_where_there_is_room_and_the_job_says_where() {
+    let fixture = Fixture::new().await;
+    let reset = ResetProxy::new(&fixture.client).await.unwrap();
+    let options = PlanOptions { scope: Some("overlay".into()), keep_all: Some(true), ..PlanOptions::default() };
+    let (plan, details) = reset.plan(options).await.unwrap();
+    assert_eq!((details.keep_all, details.waits_on.as_deref()), (Some(90 << 20), Some("p.lxoci-storage")));
+    assert!(details.room_needed.unwrap() <= details.room_available.unwrap());
+    assert_eq!(details.erased.iter().map(|erased| erased.how.as_str()).collect::<Vec<_>>(), ["key-replaced"]);
+    assert!(details.regenerated.is_empty());
+    fixture.device.resize("/", 91 << 20);
+    let options = RequestOptions { plan: Some(plan), ..keeping_all() };
+    let job = job::id_at(reset.request("overlay", options).await.unwrap().as_str()).unwrap();
+    assert_eq!(fixture.device.stored().pending().unwrap().keep_all, Some(Partition::OciStorage));
+    assert_eq!(job::get(&fixture.client, job).await.unwrap().result.kept_all, Some(true));
+}
+
+#[tokio::test]
+async fn everything_is_kept_whole_or_not_at_all() {
+    let fixture = Fixture::new().await;
+    let reset = ResetProxy::new(&fixture.client).await.unwrap();
+    let more = RequestOptions { keep: Some(vec!["/etc/app".into()]), ..keeping_all() };
+    for (scope, options) in [("factory", keeping_all()), ("overlay", more)] {
+        assert_eq!(refusal(reset.request(scope, options).await).kind, ErrorKind::InvalidArgument);
+    }
+    fixture.device.resize("/", 190 << 20);
+    let refused = refusal(reset.request("overlay", keeping_all()).await);
+    assert_eq!(refused.kind, ErrorKind::NoSpace);
+    assert!(refused.message.contains("on p.lxoci-storage, where most room is"), "{refused}");
+    fixture.device.unmount(UPPER_MOUNT);
+    let refused = refusal(reset.request("overlay", keeping_all()).await);
+    assert!(refused.message.contains("p.lxroot: it is not open at this boot"), "{refused}");
     assert!(fixture.device.stored().jobs().is_empty());
 }
 

@@ -15,6 +15,8 @@ pub struct Extent {
     pub length: u64,
     /// Whose it is.
     pub owner: Owner,
+    /// It is taken, and nothing was written to it yet.
+    pub unwritten: bool,
 }
 
 /// Whose a stretch is.
@@ -64,6 +66,7 @@ struct Request {
     records: [Record; COUNT],
 }
 
+const UNWRITTEN: u32 = 1;
 const SPECIAL_OWNER: u32 = 1 << 4;
 const LAST: u32 = 1 << 5;
 /// `FMR_OWN_FREE`, `FMR_OWN_UNKNOWN`: owners that all file systems share.
@@ -113,7 +116,7 @@ fn extent(record: &Record) -> Extent {
         (true, OWN_UNKNOWN) => Owner::Unknown,
         (true, _) => Owner::Metadata,
     };
-    Extent { start: record.physical, length: record.length, owner }
+    Extent { start: record.physical, length: record.length, owner, unwritten: record.flags & UNWRITTEN != 0 }
 }
 
 /// A device number as the kernel writes it in 32 bits: `new_encode_dev()` in `include/linux/kdev_t.h`.

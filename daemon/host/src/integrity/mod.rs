@@ -1,6 +1,6 @@
 //! What is done about integrity: volumes are opened under dm-verity, damage is heard of, looked for, and remembered.
 
-mod fsmap;
+pub(crate) mod fsmap;
 pub mod ledger;
 pub mod names;
 pub mod owner;

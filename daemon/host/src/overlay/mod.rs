@@ -4,6 +4,7 @@ pub mod archive;
 pub mod changes;
 pub mod configuration;
 mod fiemap;
+mod grow;
 pub mod policy;
 pub mod reserve;
 pub mod revert;
@@ -27,6 +28,8 @@ use nemos_model::overlay::policy::MemorySize;
 use nemos_model::overlay::{LUKS_MAPPING, OVERLAY_SOURCE, SAVED_MOUNT, UPPER_MOUNT};
 use thiserror::Error;
 use uuid::Uuid;
+
+pub use grow::fill_volume;
 
 use crate::command::CommandError;
 use crate::cryptsetup::{self, CryptError};
@@ -133,6 +136,18 @@ pub fn identity(partition: &Path) -> Result<Identity, OverlayError> {
     let metadata = header::metadata(partition).map_err(io_error("read the header of", partition))?;
     let metadata = metadata.ok_or_else(|| OverlayError::NoHeader { path: partition.to_owned() })?;
     Ok(Identity::new(uuid, &metadata))
+}
+
+/// Whether a volume is laid out like one that [`create_volume`] makes in its place: then that has as much room.
+pub fn is_like_a_new_one(partition: &Path) -> Result<bool, OverlayError> {
+    let metadata = header::metadata(partition).map_err(io_error("read the header of", partition))?;
+    let metadata = metadata.ok_or_else(|| OverlayError::NoHeader { path: partition.to_owned() })?;
+    let segment = &metadata["segments"]["0"];
+    let offset = segment["offset"].as_str().and_then(|bytes| bytes.parse::<u64>().ok());
+    Ok(segment["encryption"] == format!("{}-{}", OVERLAY_CIPHER.name, OVERLAY_CIPHER.mode)
+        && segment["integrity"]["type"] == OVERLAY_CIPHER.integrity
+        && segment["sector_size"] == OVERLAY_SECTOR_BYTES
+        && offset.is_some_and(|offset| offset >= LUKS2_AREA))
 }
 
 /// Makes a new volume with a volume key of its own, which `secret` opens, and writes every sector of it once: a

@@ -5,8 +5,9 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use nemos_model::partitions::Partition;
 use nemos_model::reset::KeptPath;
-use nemos_model::reset::keep::{BadKeep, STAGE_FILE, SetName, Usage, parse_set};
+use nemos_model::reset::keep::{BadKeep, SetName, Usage, parse_set};
 use thiserror::Error;
 
 /// Bytes of a block of a file system, as stat(2) counts them.
@@ -51,6 +52,12 @@ pub enum KeepError {
         /// Why not.
         source: io::Error,
     },
+    /// Its blocks cannot be kept.
+    #[error(
+        "{} cannot be kept as a whole: its volume was made in another way than those that this device makes",
+        Partition::Root
+    )]
+    OtherVolume,
     /// The image has no such set.
     #[error("this image has no keep set `{0}`")]
     NoSuchSet(SetName),
@@ -137,10 +144,11 @@ pub fn identity(lower: &Path) -> Result<Vec<KeptPath>, KeepError> {
     }
 }
 
-/// Bytes free on `p.lxstate`, which is mounted on `state`, once nothing waits there.
-pub fn free(state: &Path) -> Result<u64, KeepError> {
-    let space = rustix::fs::statvfs(state).map_err(|error| io(state)(error.into()))?;
-    let waiting = fs::metadata(state.join(STAGE_FILE)).map_or(0, |file| file.blocks() * STAT_BLOCK);
+/// Bytes free where a stage is, or will be, once nothing waits there.
+pub fn free(stage: &Path) -> Result<u64, KeepError> {
+    let folder = stage.parent().unwrap_or(stage);
+    let space = rustix::fs::statvfs(folder).map_err(|error| io(folder)(error.into()))?;
+    let waiting = fs::metadata(stage).map_or(0, |file| file.blocks() * STAT_BLOCK);
     Ok((space.f_bavail * space.f_frsize).saturating_add(waiting))
 }
 

@@ -26,12 +26,13 @@ use crate::overlay::{self, OverlayError};
 use crate::partitions::{Disk, DiskError};
 
 mod areas;
+pub mod everything;
 pub mod keep;
 mod stage;
 mod survey;
 
 pub use areas::AreaError;
-pub use stage::{StageError, destroy as destroy_stage};
+pub use stage::{StageError, destroy_in as destroy_stage};
 
 /// How long a partition may take to appear on a disk that is there.
 const APPEAR: Duration = Duration::from_secs(5);
@@ -126,7 +127,10 @@ pub fn carry_out(
     let Work { secret, scratch, .. } = *work;
     match step {
         Step::Survey => return Ok(Outcome::Surveyed(survey::survey(work.disk))),
-        Step::StageKept => stage::fill(work, &job.keep)?,
+        Step::StageKept => match job.keep_all {
+            Some(on) => everything::fill(on, work, progress)?,
+            None => stage::fill(work, &job.keep)?,
+        },
         Step::DestroyKeys => {
             let no_copy = destroy_backup(work.state);
             no_copy.map_err(|source| StepError::Copy { path: work.state.join(BACKUP), source })?;
@@ -147,8 +151,11 @@ pub fn carry_out(
         Step::CreateOverlay => overlay::create_overlay(&place(Partition::Root)?, secret, scratch)?,
         Step::FormatOciStorage => mkfs::xfs(&place(Partition::OciStorage)?, "oci-storage")?,
         Step::FormatHome => mkfs::ext4(&place(Partition::Home)?, "home")?,
-        Step::RestoreKept => stage::restore(work, &job.keep)?,
-        Step::DestroyStage => stage::destroy(work.state)?,
+        Step::RestoreKept => match job.keep_all {
+            Some(on) => everything::restore(on, work, progress)?,
+            None => stage::restore(work, &job.keep)?,
+        },
+        Step::DestroyStage => stage::at(waits_on(job), work, stage::destroy)?,
         Step::Audit => return audit(job, work),
         Step::Revert => {
             let unlock = work.unlock.ok_or(StepError::NoKey)?;
@@ -191,6 +198,11 @@ fn switch(step: Step, job: &Job, work: &Work<'_>, volume: &Path) -> Result<(), S
     })
 }
 
+/// The partition that what a job keeps waits on.
+fn waits_on(job: &Job) -> Partition {
+    job.keep_all.unwrap_or(Partition::State)
+}
+
 fn write_through(partition: &Path) -> Result<(), StepError> {
     let synced = File::open(partition).and_then(|device| device.sync_all());
     synced.map_err(|source| StepError::Sync { path: partition.to_owned(), source })
@@ -199,7 +211,8 @@ fn write_through(partition: &Path) -> Result<(), StepError> {
 /// Reads past every cache what is on the disk now, and compares it with what was there.
 fn audit(job: &Job, work: &Work<'_>) -> Result<Outcome, StepError> {
     let survey = job.survey.clone().unwrap_or_default();
-    let found = survey::find(work.disk, &survey, work.state)?;
+    let is_stage_there = stage::at(waits_on(job), work, |stage| Ok(stage.symlink_metadata().is_ok()))?;
+    let found = survey::find(work.disk, &survey, is_stage_there)?;
     let erased = match job.kind {
         Kind::Reset { scope } => Scope::erased(scope),
         _ => &[],

@@ -1,8 +1,9 @@
-//! Where kept data waits while its place is erased: an encrypted file on `p.lxstate`, that the same secret opens as the
-//! volume that is made.
+//! Where kept data waits while its place is erased: an encrypted file on `p.lxstate`, or on another partition that the reset
+//! leaves alone, that the same secret opens as the volume that is made.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use libcryptsetup_rs::consts::flags::{CryptActivate, CryptVolumeKey};
@@ -11,8 +12,8 @@ use libcryptsetup_rs::{CryptParamsLuks2, CryptParamsLuks2Ref, Either};
 use nemos_model::keys::Provider;
 use nemos_model::partitions::Partition;
 use nemos_model::reset::KeptPath;
-use nemos_model::reset::keep::{Room, STAGE_FILE, Usage};
-use rustix::fs::{FallocateFlags, fallocate};
+use nemos_model::reset::keep::{Room, STAGE_FILE, Usage, stage_file};
+use rustix::fs::{FallocateFlags, OFlags, fallocate};
 use thiserror::Error;
 use tracing::{info, warn};
 
@@ -25,7 +26,7 @@ use crate::cryptsetup::{self, CryptError};
 use crate::keys::{Secret, pbkdf};
 use crate::mkfs;
 use crate::mounts::{Mount, MountError, unmount};
-use crate::overlay::{deactivate, is_open};
+use crate::overlay::{OverlayError, deactivate, is_open};
 
 /// Mapping of the open file.
 const MAPPING: &str = "nemos-kept";
@@ -40,11 +41,11 @@ const VOLUME_KEY_BYTES: usize = 64;
 #[derive(Debug, Error)]
 pub enum StageError {
     /// It does not fit.
-    #[error(
-        "what is to be kept needs {needed} bytes on {}, and there are {available}: keep less. Nothing was erased",
-        Partition::State
-    )]
+    #[error("what is to be kept needs {needed} bytes on {on}, and there are {available}: {}. Nothing was erased",
+        if *.on == Partition::State { "keep less" } else { "make room there" })]
     NoRoom {
+        /// Where it was to wait.
+        on: Partition,
         /// Bytes that are needed.
         needed: u64,
         /// Bytes that there are.
@@ -73,6 +74,33 @@ pub enum StageError {
     /// Its file system cannot be mounted.
     #[error(transparent)]
     Mount(#[from] MountError),
+    /// The overlay's volume cannot be opened.
+    #[error(transparent)]
+    Overlay(#[from] OverlayError),
+    /// Nothing is there to open the overlay's volume with.
+    #[error("nothing opens the overlay's volume")]
+    NoKey,
+    /// The volume's contents cannot be read, so that not all of them can be kept.
+    #[error(
+        "cannot read the overlay's volume at byte {at}: {source}. Damaged contents cannot be kept as a whole: `nemosctl integrity scrub` tells what is damaged. Nothing was erased"
+    )]
+    Unreadable {
+        /// Where.
+        at: u64,
+        /// Why not.
+        source: io::Error,
+    },
+    /// What waited is not what was copied.
+    #[error("what waits on {0} is not what was copied to it: the disk has lost some of it")]
+    Changed(Partition),
+    /// What is kept does not fit into the volume that was made.
+    #[error("the new volume has {size} bytes, and the file system that is kept {needed}")]
+    Smaller {
+        /// Bytes of the volume.
+        size: u64,
+        /// Bytes of the file system.
+        needed: u64,
+    },
     /// A file operation failed.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
@@ -85,25 +113,19 @@ pub enum StageError {
     },
 }
 
-fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StageError {
+pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StageError {
     move |source| StageError::Io { action, path: path.to_owned(), source }
 }
 
 /// Copies what is kept into a new stage. What is not there any more is not kept. When this returns, all of it is on the disk.
 pub(super) fn fill(work: &Work<'_>, keep: &[KeptPath]) -> Result<(), StageError> {
-    destroy(work.state)?;
+    let file = work.state.join(STAGE_FILE);
+    destroy(&file)?;
     let areas = Areas::open(work, &partitions(keep))?;
     let kept = present(&areas, keep)?;
     let usage: Usage = kept.iter().map(|(_, usage)| *usage).sum();
     info!("{} files and folders are kept, {} KiB", usage.entries, usage.bytes >> 10);
-    let room = Room::new(usage, free(work.state)?);
-    if !room.fits() {
-        return Err(StageError::NoRoom { needed: room.needed, available: room.available });
-    }
-    let file = work.state.join(STAGE_FILE);
-    make_file(work.state, &file, room.needed)?;
-    format(&file, work.secret)?;
-    let stage = Stage::open(&file, work, Some(usage))?;
+    let stage = Stage::make(&file, Partition::State, work, usage)?;
     for (path, _) in &kept {
         copy_one(path, &areas.place(path.partition()), &stage.place(path.partition()))?;
     }
@@ -125,19 +147,39 @@ pub(super) fn restore(work: &Work<'_>, keep: &[KeptPath]) -> Result<(), StageErr
     stage.close()
 }
 
-/// Destroys the stage, if there is one: its keys first, so that an interruption is already safe.
-pub fn destroy(state: &Path) -> Result<(), StageError> {
-    let path = state.join(STAGE_FILE);
-    let mut file = match OpenOptions::new().write(true).open(&path) {
+/// Destroys the stage in a folder, which is the root of that partition, if there is one: its keys first, so that an
+/// interruption is already safe.
+pub fn destroy_in(folder: &Path, partition: Partition) -> Result<(), StageError> {
+    destroy(&folder.join(stage_file(partition)))
+}
+
+pub(super) fn destroy(path: &Path) -> Result<(), StageError> {
+    let no_links = OFlags::NOFOLLOW.bits().cast_signed();
+    let mut file = match OpenOptions::new().write(true).custom_flags(no_links).open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        file => file.map_err(io("open", &path))?,
+        file => file.map_err(io("open", path))?,
     };
-    close_mapping(&path)?;
-    let size = file.metadata().map_err(io("measure", &path))?.len().min(HEADER_AREA);
+    close_mapping(path)?;
+    let size = file.metadata().map_err(io("measure", path))?.len().min(HEADER_AREA);
     let zeros = vec![0; usize::try_from(size).unwrap_or_default()];
-    file.write_all(&zeros).and_then(|()| file.sync_all()).map_err(io("overwrite", &path))?;
-    fs::remove_file(&path).map_err(io("remove", &path))?;
-    sync_folder(state)
+    file.write_all(&zeros).and_then(|()| file.sync_all()).map_err(io("overwrite", path))?;
+    fs::remove_file(path).map_err(io("remove", path))?;
+    sync_folder_of(path)
+}
+
+/// Works on the stage of a partition, which is mounted for it if it is not `p.lxstate`.
+pub(super) fn at<T>(
+    partition: Partition,
+    work: &Work<'_>,
+    act: impl FnOnce(&Path) -> Result<T, StageError>,
+) -> Result<T, StageError> {
+    if partition == Partition::State {
+        return act(&work.state.join(STAGE_FILE));
+    }
+    let areas = Areas::open(work, &[partition])?;
+    let done = act(&areas.place(partition).join(stage_file(partition)))?;
+    areas.close()?;
+    Ok(done)
 }
 
 /// The partitions that the paths are on.
@@ -165,14 +207,15 @@ fn copy_one(path: &KeptPath, from: &Path, to: &Path) -> Result<(), StageError> {
 }
 
 /// A file of that size, all of it there, so that nothing that is written to it later runs out of room.
-fn make_file(state: &Path, path: &Path, size: u64) -> Result<(), StageError> {
-    let file = OpenOptions::new().write(true).create_new(true).open(path).map_err(io("make", path))?;
+fn make_file(path: &Path, size: u64) -> Result<(), StageError> {
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(io("make", path))?;
     fallocate(&file, FallocateFlags::empty(), 0, size).map_err(|error| io("make room for", path)(error.into()))?;
     file.sync_all().map_err(io("sync", path))?;
-    sync_folder(state)
+    sync_folder_of(path)
 }
 
-fn sync_folder(folder: &Path) -> Result<(), StageError> {
+fn sync_folder_of(path: &Path) -> Result<(), StageError> {
+    let folder = path.parent().unwrap_or(path);
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(io("sync", folder))
 }
 
@@ -206,14 +249,25 @@ fn close_mapping(path: &Path) -> Result<(), CryptError> {
 }
 
 /// An open stage, with the file system of each partition in a folder of its own.
-struct Stage {
+pub(super) struct Stage {
     file: PathBuf,
     mounted: Option<PathBuf>,
 }
 
 impl Stage {
+    /// Makes a new one for so much, if there is room for it.
+    pub(super) fn make(file: &Path, on: Partition, work: &Work<'_>, usage: Usage) -> Result<Stage, StageError> {
+        let room = Room::new(usage, free(file)?);
+        if !room.fits() {
+            return Err(StageError::NoRoom { on, needed: room.needed, available: room.available });
+        }
+        make_file(file, room.needed)?;
+        format(file, work.secret)?;
+        Stage::open(file, work, Some(usage))
+    }
+
     /// Opens it; with a new file system for so much, or with the one that is in it.
-    fn open(file: &Path, work: &Work<'_>, new: Option<Usage>) -> Result<Stage, StageError> {
+    pub(super) fn open(file: &Path, work: &Work<'_>, new: Option<Usage>) -> Result<Stage, StageError> {
         close_mapping(file)?;
         cryptsetup::with("open the encrypted volume in", file, |device| {
             device.context_handle().load::<()>(Some(EncryptionFormat::Luks2), None)?;
@@ -234,12 +288,13 @@ impl Stage {
         Ok(stage)
     }
 
-    fn place(&self, partition: Partition) -> PathBuf {
+    /// Where what is kept of that partition waits.
+    pub(super) fn place(&self, partition: Partition) -> PathBuf {
         self.mounted.clone().unwrap_or_default().join(partition.label())
     }
 
     /// Writes everything through to the disk, and closes it.
-    fn close(mut self) -> Result<(), StageError> {
+    pub(super) fn close(mut self) -> Result<(), StageError> {
         if let Some(place) = self.mounted.take() {
             let synced = File::open(&place).and_then(|folder| Ok(rustix::fs::syncfs(folder)?));
             let unmounted = unmount(&place);

@@ -1,14 +1,12 @@
 //! Looks at what is on a disk, below every file system and past every cache: before a reset and after it.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
 
 use nemos_model::partitions::Partition;
 use nemos_model::reset::audit::{FileSystem, Fingerprint, Found, Survey};
 use nemos_model::reset::header::{BINARY_SIZE, Header, SlotArea, file_system_uuid, slot_areas};
-use nemos_model::reset::keep::STAGE_FILE;
 use rustix::fs::OFlags;
 use sha2::{Digest, Sha256};
 use tracing::warn;
@@ -44,8 +42,8 @@ pub(super) fn survey(disk: &Disk) -> Survey {
     survey
 }
 
-/// Looks for what was surveyed.
-pub(super) fn find(disk: &Disk, survey: &Survey, state: &Path) -> Result<Found, StepError> {
+/// Looks for what was surveyed; whether kept data still waits is known.
+pub(super) fn find(disk: &Disk, survey: &Survey, stage: bool) -> Result<Found, StepError> {
     let root = Device::open(disk, Partition::Root)?;
     let headers = root.headers()?.into_iter().map(|(_, header)| header.uuid).collect();
     let areas = survey.key_slots.iter().map(|slot| SlotArea { offset: slot.offset, size: slot.size });
@@ -54,7 +52,7 @@ pub(super) fn find(disk: &Disk, survey: &Survey, state: &Path) -> Result<Found, 
     for partition in FILE_SYSTEMS {
         file_systems.extend(Device::open(disk, partition)?.file_system()?);
     }
-    Ok(Found { headers, key_slots, file_systems, stage: fs::symlink_metadata(state.join(STAGE_FILE)).is_ok() })
+    Ok(Found { headers, key_slots, file_systems, stage })
 }
 
 /// A partition, read without a cache.

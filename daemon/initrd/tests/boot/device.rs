@@ -24,8 +24,8 @@ use nemos_model::overlay::index::{Fingerprint, Writer};
 use nemos_model::overlay::trial::RUNNING_FILE;
 use nemos_model::overlay::{Mode, index, policy};
 use nemos_model::partitions::Partition;
-use nemos_model::reset::Scope;
 use nemos_model::reset::keep::{SetName, decide};
+use nemos_model::reset::{Keep, Scope};
 use nemos_model::state::{DeviceState, FILE_NAME, Request, Taken, Volume, Wanted};
 use nemos_rig::{CommandLine, Disk, Image, KernelLog, WriteLog, leave_nothing_open, run};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
@@ -167,7 +167,12 @@ impl Device {
     /// Asks for a reset, as the daemon does.
     pub fn is_asked_for_a_reset(&self, scope: Scope, keep: &[&str]) -> JobId {
         let keep = decide(scope, keep.iter().map(|path| path.parse().unwrap()).collect()).unwrap();
-        self.is_asked_for(Wanted::Reset { scope, keep, plan: None })
+        self.is_asked_for(Wanted::Reset { scope, keep: Keep::Paths(keep), plan: None })
+    }
+
+    /// Asks for a new volume key, as the daemon does.
+    pub fn is_asked_to_keep_everything(&self, on: Partition) -> JobId {
+        self.is_asked_for(Wanted::Reset { scope: Scope::Overlay, keep: Keep::Everything(on), plan: None })
     }
 
     /// Asks to have changes taken back, as the daemon does.
@@ -350,7 +355,8 @@ fn build() -> (Image, String) {
         Partition::State => 24 * MIB,
         Partition::OciPreloaded => fs::metadata(&preloaded).unwrap().len(),
         Partition::Readonly => fs::metadata(&root).unwrap().len() + BLOCK,
-        Partition::OciStorage => 32 * MIB,
+        // All of the overlay can wait there.
+        Partition::OciStorage => 48 * MIB,
         // With room for headers and tags.
         Partition::Root => 64 * MIB,
     };

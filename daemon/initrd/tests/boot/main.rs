@@ -6,6 +6,7 @@
 
 mod configuration;
 mod device;
+mod everything;
 mod keys;
 mod modes;
 mod reset;
@@ -27,7 +28,7 @@ use nemos_model::boot::{DamagedHeader, Reason};
 use nemos_model::job::{JobState, MAX_ATTEMPTS};
 use nemos_model::keys::DEMO_KEY_FILE;
 use nemos_model::partitions::Partition;
-use nemos_model::reset::{Scope, Step};
+use nemos_model::reset::{Keeping, Scope, Step};
 use nemos_model::state::{FILE_NAME, Volume};
 use nemos_rig::{corrupt, run};
 
@@ -58,6 +59,11 @@ fn main() -> ExitCode {
         reset::kept_data_outlives_a_reset_that_is_given_up,
         reset::a_partition_that_takes_no_writes_fails_the_reset_and_the_device_comes_up,
         reset::the_command_line_asks_for_a_factory_reset,
+        everything::everything_is_as_it_was_under_another_volume_key,
+        everything::a_device_in_another_mode_stays_in_it,
+        everything::what_has_no_room_to_wait_is_refused_and_nothing_is_erased,
+        everything::everything_outlives_a_reset_that_is_given_up,
+        everything::what_nobody_waits_for_any_more_is_destroyed_wherever_it_is,
         take_over::a_volume_that_kiwi_made_is_taken_over_as_it_is,
         take_over::a_reset_makes_a_volume_of_the_devices_own,
         take_over::a_first_boot_that_is_killed_takes_it_over_all_the_same,
@@ -201,7 +207,7 @@ fn a_reset_that_is_killed_at_every_step_ends_the_same() {
     running.shuts_down();
     let job = device.is_asked_for_a_factory_reset();
 
-    for step in Scope::Factory.steps(false) {
+    for step in Scope::Factory.steps(Keeping::Nothing) {
         device.is_killed_when_it_says(&format!("job {job}: {step}"));
         if step == Step::CreateVolume {
             device.is_killed_when_it_says(&format!("{step}: "));

@@ -41,6 +41,7 @@ fn main() -> ExitCode {
     nemos_rig::main_apart(nemos_rig::tests![
         a_factory_reset_that_keeps_files,
         an_overlay_reset_that_keeps_files,
+        a_new_volume_key,
         a_factory_reset,
         an_overlay_reset,
         a_first_boot,
@@ -58,6 +59,10 @@ fn a_factory_reset_that_keeps_files() {
 
 fn an_overlay_reset_that_keeps_files() {
     is_cut_everywhere(Story::of(What::Reset(Scope::Overlay, vec!["/etc/app"])));
+}
+
+fn a_new_volume_key() {
+    is_cut_everywhere(Story::of(What::KeepAll(Partition::OciStorage)));
 }
 
 fn a_factory_reset() {

@@ -10,7 +10,9 @@ use nemos_host::overlay::configuration;
 use nemos_model::JobId;
 use nemos_model::job::{Job, JobState};
 use nemos_model::overlay::UPPER_MOUNT;
+use nemos_model::partitions::Partition;
 use nemos_model::reset::{Scope, Step};
+use nemos_model::state::Volume;
 use rustix::fs::{XattrFlags, getxattr, setxattr};
 
 use crate::device::{Device, Running, on_the_device};
@@ -41,6 +43,8 @@ pub struct Story {
     /// What is at [`PATHS`] where it was erased, and what was there before it was asked.
     shipped: Vec<String>,
     used: Vec<String>,
+    /// The volume before it was asked.
+    volume: Volume,
     /// How many jobs there are without the one that was asked for.
     jobs: usize,
 }
@@ -55,6 +59,8 @@ struct Asked {
 pub enum What {
     /// A reset of that scope, which keeps these paths.
     Reset(Scope, Vec<&'static str>),
+    /// A new volume key for all that there is, which waits on that partition.
+    KeepAll(Partition),
     /// To take the changes at and below these paths back.
     Revert(Vec<&'static str>),
     /// To save the changes.
@@ -75,15 +81,17 @@ impl Story {
         use_it(&running);
         let used = everything();
         running.shuts_down();
+        let volume = device.state().volume;
         let device = device.logged();
         let job = match &what {
             What::Reset(scope, keep) => device.is_asked_for_a_reset(*scope, keep),
+            What::KeepAll(on) => device.is_asked_to_keep_everything(*on),
             What::Revert(paths) => device.is_asked_to_revert(paths),
             What::Save => device.is_asked_to_save(NAME),
             What::Apply(_) => panic!("see `of_what_was_saved`"),
         };
         device.boots().shuts_down();
-        (device, Story { asked: Some(Asked { job, what }), shipped, used, jobs: 1 })
+        (device, Story { asked: Some(Asked { job, what }), shipped, used, volume, jobs: 1 })
     }
 
     /// A device that was used, saved, used again, and then asked for what was saved.
@@ -100,10 +108,11 @@ impl Story {
         fs::remove_file(on_the_device("/etc/app/config")).unwrap();
         let used = everything();
         running.shuts_down();
+        let volume = device.state().volume;
         let device = device.logged();
         let job = device.is_asked_to_apply(NAME, within);
         device.boots().shuts_down();
-        (device, Story { asked: Some(Asked { job, what: What::Apply(within) }), shipped, used, jobs: 2 })
+        (device, Story { asked: Some(Asked { job, what: What::Apply(within) }), shipped, used, volume, jobs: 2 })
     }
 
     /// A device that was switched on.
@@ -112,7 +121,7 @@ impl Story {
         let running = device.boots();
         let shipped = everything();
         running.shuts_down();
-        (device, Story { asked: None, used: shipped.clone(), shipped, jobs: 1 })
+        (device, Story { asked: None, used: shipped.clone(), shipped, volume: Volume::NeverProvisioned, jobs: 1 })
     }
 
     pub const fn is_a_first_boot(&self) -> bool {
@@ -143,6 +152,8 @@ impl Story {
         if asked.is_some_and(|asked| asked.what == What::Save) {
             assert!(matches!(&is_saved[..], [(name, Ok(_))] if name.as_str() == NAME), "{is_saved:?}");
         }
+        let makes_a_volume = self.is_a_first_boot() || asked.is_some_and(|asked| asked.what.makes_a_volume());
+        assert_eq!(state.volume != self.volume, makes_a_volume, "{:?} after {:?}", state.volume, self.volume);
         assert_eq!(state.pending(), None);
         let jobs = self.jobs + usize::from(asked.is_some()) + usize::from(tries && went_back);
         assert_eq!(state.jobs().len(), jobs, "each job is there once: {:?}", state.jobs());
@@ -181,6 +192,12 @@ impl Story {
     }
 }
 
+impl What {
+    const fn makes_a_volume(&self) -> bool {
+        matches!(self, What::Reset(..) | What::KeepAll(_))
+    }
+}
+
 impl Asked {
     fn erases(&self, path: &str) -> bool {
         let is_below = |folder: &str| Path::new(path).starts_with(folder);
@@ -192,7 +209,7 @@ impl Asked {
                 is_in_scope && !is_kept
             }
             What::Revert(paths) => paths.iter().any(|taken| is_below(taken)),
-            What::Save => false,
+            What::Save | What::KeepAll(_) => false,
             What::Apply(_) => !is_below("/home") && !is_below("/var/lib/containers"),
         }
     }
@@ -207,6 +224,9 @@ impl fmt::Display for Story {
             }
             Some(Asked { what: What::Reset(scope, keep), .. }) => {
                 write!(f, "The power goes during a reset of scope {scope} that keeps {}:", keep.join(", "))
+            }
+            Some(Asked { what: What::KeepAll(on), .. }) => {
+                write!(f, "The power goes while all of the overlay waits on {on} for a new volume key:")
             }
             Some(Asked { what: What::Revert(paths), .. }) => {
                 write!(f, "The power goes while {} is taken back:", paths.join(", "))

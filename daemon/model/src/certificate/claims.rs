@@ -9,7 +9,7 @@ use crate::image::Image;
 use crate::job::{Job, JobId, JobState, Kind, Requester};
 use crate::partitions::Partition;
 use crate::reset::audit::Check;
-use crate::reset::{Grade, Scope, Step};
+use crate::reset::{Grade, Keep, Scope, Step};
 use crate::state::{DeviceState, Volume};
 use crate::time::Timestamp;
 
@@ -45,7 +45,7 @@ pub struct Claims {
     pub finished_at: Option<Timestamp>,
     /// What became of each partition.
     pub targets: Vec<Target>,
-    /// Paths that survived, with everything in them.
+    /// Paths that survived, with everything in them; `/` if the overlay has the same contents under a new key.
     pub kept: Vec<String>,
     /// LUKS UUID of the volume that was erased, if there was one to be seen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -130,7 +130,10 @@ impl Claims {
             begun_at: job.begun_at,
             finished_at: job.finished_at,
             targets: job.grades().iter().map(Target::from).collect(),
-            kept: job.keep.iter().map(|path| path.as_str().to_owned()).collect(),
+            kept: match job.kept() {
+                Keep::Paths(paths) => paths.into_iter().map(String::from).collect(),
+                Keep::Everything(_) => vec!["/".to_owned()],
+            },
             old_volume: job.survey.as_ref().and_then(|survey| survey.volume),
             new_volume: volume_of(job, state),
             audit: job.audit.iter().flat_map(|audit| &audit.checks).map(Checked::from).collect(),
@@ -192,7 +195,7 @@ pub(super) mod tests {
         let request = Request {
             wanted: Wanted::Reset {
                 scope: Scope::Overlay,
-                keep: vec!["/etc/hostname".parse().unwrap()],
+                keep: Keep::Paths(vec!["/etc/hostname".parse().unwrap()]),
                 plan: Some(PLAN),
             },
             by,

@@ -60,6 +60,34 @@ pub fn file_system_uuid(first: &[u8]) -> Option<Uuid> {
     }
 }
 
+/// How large an XFS is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct XfsSize {
+    /// Bytes of a block.
+    pub block: u32,
+    /// How many there are.
+    pub blocks: u64,
+    /// How much of that inodes may take.
+    pub inode_percent: u8,
+}
+
+impl XfsSize {
+    /// In bytes.
+    pub fn bytes(self) -> u64 {
+        self.blocks.saturating_mul(self.block.into())
+    }
+}
+
+/// How large the XFS is that begins with these bytes.
+///
+/// Source: `struct xfs_dsb`.
+pub fn xfs_size(first: &[u8]) -> Option<XfsSize> {
+    let block = u32::from_be_bytes(*first.strip_prefix(b"XFSB")?.first_chunk()?);
+    let blocks = u64::from_be_bytes(*first.get(8..)?.first_chunk()?);
+    let inode_percent = *first.get(127)?;
+    (block > 0).then_some(XfsSize { block, blocks, inode_percent })
+}
+
 /// The areas of all key slots, from a header's JSON (what follows the binary part; NUL bytes may follow it).
 pub fn slot_areas(json: &[u8]) -> Option<Vec<SlotArea>> {
     #[derive(Deserialize)]
@@ -121,7 +149,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_bytes_make_the_parser_panic(bytes: Vec<u8>) {
-            let _ = (Header::parse(&bytes), slot_areas(&bytes), file_system_uuid(&bytes));
+            let _ = (Header::parse(&bytes), slot_areas(&bytes), file_system_uuid(&bytes), xfs_size(&bytes));
         }
     }
 }

@@ -1,7 +1,8 @@
-//! What a reset keeps: paths that survive it, and the room that they need while they wait.
+//! What a reset keeps: paths that survive it, or the overlay's file system as a whole; and the room for it while it waits.
 //!
 //! ```text
 //!     old overlay, home, containers --copied--> p.lxstate: kept.luks (encrypted) --copied--> the new ones
+//!     old overlay, block by block --> p.lxstate, p.lxoci-storage or p.lxhome: the same --> the new volume
 //! ```
 
 use std::fmt;
@@ -12,7 +13,7 @@ use thiserror::Error;
 
 use crate::overlay::Mode;
 use crate::partitions::Partition;
-use crate::reset::Scope;
+use crate::reset::{Keeping, Scope, Wish};
 use crate::stack::Observed;
 
 /// Most paths that one reset keeps.
@@ -26,7 +27,11 @@ pub const SETS_FOLDER: &str = "usr/share/nemos/keep.d";
 
 /// The file on `p.lxstate` that kept data waits in: a LUKS2 volume.
 pub const STAGE_FILE: &str = "kept.luks";
-/// Room that is left on `p.lxstate` for what has to be written down during the reset.
+/// Its name on a partition that is other people's.
+const STAGE_FILE_ELSEWHERE: &str = ".nemos-kept.luks";
+/// Where all of an overlay can wait: partitions that its reset leaves alone. The first is the device's own.
+pub const WAITING_PLACES: [Partition; 3] = [Partition::State, Partition::OciStorage, Partition::Home];
+/// Room that is left where it waits: on `p.lxstate`, for what has to be written down during the reset.
 pub const RESERVE: u64 = 4 << 20;
 /// What the volume of the [`STAGE_FILE`] takes for itself: its header, and the tables of an ext4 file system.
 const STAGE_OVERHEAD: u64 = 4 << 20;
@@ -80,6 +85,15 @@ pub enum BadKeep {
     /// They are too many.
     #[error("a reset keeps {MAX_PATHS} paths at most, not {0}: name the folders that they are in")]
     TooMany(usize),
+    /// All is kept, or some of it.
+    #[error("everything is kept, or what is named: not both")]
+    EverythingAndMore,
+    /// That much is not kept.
+    #[error("only a reset of scope overlay keeps everything: it makes a new volume key for the same contents")]
+    EverythingOfFactory,
+    /// There is no overlay to keep.
+    #[error("nothing can be kept of {}: it is not open at this boot (see `nemosctl status`)", Partition::Root)]
+    NoOverlay,
     /// A set with a name that no set has.
     #[error("`{0}` is not the name of a keep set: those are lower-case letters, digits and hyphens")]
     SetName(String),
@@ -193,6 +207,16 @@ pub fn check_open(paths: &[KeptPath], seen: &Observed) -> Result<(), BadKeep> {
     }
 }
 
+/// Refuses to keep everything where that means nothing.
+pub fn check_everything(wish: &Wish) -> Result<(), BadKeep> {
+    match wish {
+        Wish { everything: false, .. } => Ok(()),
+        Wish { keep, sets, .. } if !keep.is_empty() || !sets.is_empty() => Err(BadKeep::EverythingAndMore),
+        Wish { scope: Scope::Factory, .. } => Err(BadKeep::EverythingOfFactory),
+        Wish { scope: Scope::Overlay, .. } => Ok(()),
+    }
+}
+
 /// Name of a keep set that ships with the image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SetName(String);
@@ -251,6 +275,53 @@ pub struct Kept {
     pub usage: Usage,
 }
 
+/// What a reset keeps, as its request has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Keep {
+    /// These paths, as [`decide`] decided.
+    Paths(Vec<KeptPath>),
+    /// All that is on the overlay's file system; it waits on this partition.
+    Everything(Partition),
+}
+
+impl Keep {
+    /// How much that is.
+    pub const fn keeping(&self) -> Keeping {
+        match self {
+            Keep::Paths(paths) if paths.is_empty() => Keeping::Nothing,
+            Keep::Paths(_) => Keeping::Paths,
+            Keep::Everything(_) => Keeping::Everything,
+        }
+    }
+}
+
+/// All that is on the overlay's file system, and where it waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Everything {
+    /// Bytes of its blocks that are in use.
+    pub bytes: u64,
+    /// The partition that it waits on.
+    pub on: Partition,
+    /// The room there.
+    pub room: Room,
+}
+
+impl Everything {
+    /// Decides where it waits, of the partitions that there are and the bytes free on each: the first of [`WAITING_PLACES`] if
+    /// it fits there, or else where most is free. `None` if there are none.
+    pub fn on_one_of(free: &[(Partition, u64)], usage: Usage) -> Option<Self> {
+        let place =
+            |&(on, free): &(Partition, u64)| Everything { bytes: usage.bytes, on, room: Room::new(usage, free) };
+        let own = free.iter().map(place).find(|place| place.on == WAITING_PLACES[0] && place.room.fits());
+        own.or_else(|| free.iter().map(place).max_by_key(|place| place.room.available))
+    }
+}
+
+/// The name of the file that kept data waits in, on that partition.
+pub const fn stage_file(partition: Partition) -> &'static str {
+    if matches!(partition, Partition::State) { STAGE_FILE } else { STAGE_FILE_ELSEWHERE }
+}
+
 /// The room that kept data needs where it waits, and the room there is; in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Room {
@@ -261,7 +332,7 @@ pub struct Room {
 }
 
 impl Room {
-    /// The room for what is kept, on a `p.lxstate` with so many free bytes. What waits in a stage of before goes first.
+    /// The room for what is kept, on a partition with so many free bytes. What waits in a stage of before goes first.
     pub fn new(usage: Usage, free: u64) -> Self {
         Room { needed: stage_size(usage), available: free.saturating_sub(RESERVE) }
     }
@@ -367,6 +438,34 @@ mod tests {
         assert!(Room::new(usage, 64 << 20).fits());
         assert!(!Room::new(usage, 16 << 20).fits());
         assert!(!Room::new(Usage { entries: u64::MAX, bytes: u64::MAX / 2 }, 1 << 40).fits());
+    }
+
+    #[test]
+    fn everything_waits_on_the_devices_own_partition_or_where_there_is_most_room() {
+        let usage = Usage { entries: 2, bytes: 40 << 20 };
+        let on = |free: &[u64]| {
+            let free: Vec<_> = WAITING_PLACES.into_iter().zip(free.iter().map(|mib| mib << 20)).collect();
+            Everything::on_one_of(&free, usage).map(|place| (place.on, place.room.fits()))
+        };
+        assert_eq!(on(&[64, 900, 500]), Some((Partition::State, true)));
+        assert_eq!(on(&[40, 900, 500]), Some((Partition::OciStorage, true)));
+        assert_eq!(on(&[40, 500, 900]), Some((Partition::Home, true)));
+        assert_eq!(on(&[40, 20, 41]), Some((Partition::Home, false)), "the figures are those of the most room");
+        assert_eq!(on(&[]), None);
+        assert!(
+            WAITING_PLACES.iter().all(|place| !Scope::Overlay.erases(*place)),
+            "what waits is not erased meanwhile"
+        );
+    }
+
+    #[test]
+    fn everything_is_kept_by_itself_and_of_an_overlay() {
+        let wish = |scope| Wish { everything: true, ..Wish::all(scope) };
+        assert_eq!(check_everything(&wish(Scope::Overlay)), Ok(()));
+        assert_eq!(check_everything(&wish(Scope::Factory)), Err(BadKeep::EverythingOfFactory));
+        let more = Wish { keep: vec![path("/etc/x")], ..wish(Scope::Overlay) };
+        assert_eq!(check_everything(&more), Err(BadKeep::EverythingAndMore));
+        assert_eq!(check_everything(&Wish { everything: false, ..more }), Ok(()));
     }
 
     proptest! {

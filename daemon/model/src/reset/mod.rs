@@ -16,7 +16,7 @@ pub mod header;
 pub mod keep;
 pub mod plan;
 
-pub use keep::{KeptPath, SetName};
+pub use keep::{Keep, KeptPath, SetName};
 pub use plan::Plan;
 
 /// How much a reset takes back.
@@ -38,17 +38,19 @@ pub struct Wish {
     pub keep: Vec<KeptPath>,
     /// Keep sets of the image; what they name need not be there.
     pub sets: Vec<SetName>,
+    /// Whether everything on the overlay's volume is kept, and only its key is another then.
+    pub everything: bool,
 }
 
 impl Wish {
     /// A reset that keeps nothing.
     pub const fn all(scope: Scope) -> Self {
-        Wish { scope, keep: Vec::new(), sets: Vec::new() }
+        Wish { scope, keep: Vec::new(), sets: Vec::new(), everything: false }
     }
 
     /// Whether anything is to be kept.
     pub const fn keeps(&self) -> bool {
-        !self.keep.is_empty() || !self.sets.is_empty()
+        self.everything || !self.keep.is_empty() || !self.sets.is_empty()
     }
 }
 
@@ -94,6 +96,14 @@ impl Scope {
         }
     }
 
+    /// What goes, and how, of a reset that keeps so much.
+    pub fn erased_by(self, keeping: Keeping) -> impl Iterator<Item = (Partition, Erasure)> {
+        self.erased().iter().map(move |&(partition, how)| match (keeping, how) {
+            (Keeping::Everything, Erasure::KeyDestroyed) => (partition, Erasure::KeyReplaced),
+            _ => (partition, how),
+        })
+    }
+
     /// Whether the contents of the partition go.
     pub fn erases(self, partition: Partition) -> bool {
         self.erased().iter().any(|(erased, _)| *erased == partition)
@@ -106,9 +116,11 @@ impl Scope {
 
     /// The steps of such a reset, in order. Once everything that is kept is safe, keys go first: an interruption after
     /// that has nothing left to leak.
-    pub fn steps(self, keeps: bool) -> Vec<Step> {
+    pub fn steps(self, keeping: Keeping) -> Vec<Step> {
         let belongs = |step: &Step| match step {
-            Step::StageKept | Step::RestoreKept | Step::DestroyStage => keeps,
+            Step::StageKept | Step::RestoreKept | Step::DestroyStage => keeping != Keeping::Nothing,
+            // The file system that was there comes back.
+            Step::CreateOverlay => keeping != Keeping::Everything,
             step => step.erases().is_none_or(|partition| self.erases(partition)),
         };
         Step::ALL.into_iter().filter(belongs).collect()
@@ -119,6 +131,17 @@ impl fmt::Display for Scope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
+}
+
+/// How much a reset keeps of what it takes back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keeping {
+    /// Nothing.
+    Nothing,
+    /// Some paths.
+    Paths,
+    /// The overlay's file system as it is: what goes is the volume key.
+    Everything,
 }
 
 /// One step of a reset. Each can be repeated from its start, whatever an interruption left behind.
@@ -237,6 +260,8 @@ impl fmt::Display for Step {
 pub enum Erasure {
     /// The key that the contents are encrypted with is gone: nobody can read them.
     KeyDestroyed,
+    /// That key is gone, and the same contents are there encrypted with another.
+    KeyReplaced,
     /// A new, empty file system: not reachable any more, but not overwritten either.
     Formatted,
 }
@@ -246,6 +271,7 @@ impl Erasure {
     pub const fn name(self) -> &'static str {
         match self {
             Erasure::KeyDestroyed => "key-destroyed",
+            Erasure::KeyReplaced => "key-replaced",
             Erasure::Formatted => "formatted",
         }
     }
@@ -255,6 +281,7 @@ impl fmt::Display for Erasure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Erasure::KeyDestroyed => "key destroyed",
+            Erasure::KeyReplaced => "key replaced",
             Erasure::Formatted => "formatted",
         })
     }
@@ -279,13 +306,15 @@ impl Grade {
     }
 }
 
-/// What became of each partition in a reset of that scope of which these steps were done.
-pub fn grades(scope: Scope, done: &[Step]) -> Vec<(Partition, Grade)> {
+/// What became of each partition in a reset of that scope, which keeps so much and of which these steps were done. Until
+/// everything is back, its key is gone and not replaced.
+pub fn grades(scope: Scope, keeping: Keeping, done: &[Step]) -> Vec<(Partition, Grade)> {
+    let keeping = if done.contains(&Step::RestoreKept) { keeping } else { Keeping::Nothing };
     let grade = |partition: Partition| {
-        let erased = scope.erased().iter().find(|(erased, _)| *erased == partition);
+        let erased = scope.erased_by(keeping).find(|(erased, _)| *erased == partition);
         let is_done = done.iter().any(|step| step.erases() == Some(partition));
         match erased {
-            Some(&(_, how)) if is_done => (partition, Grade::Erased(how)),
+            Some((_, how)) if is_done => (partition, Grade::Erased(how)),
             _ => (partition, Grade::Untouched),
         }
     };
@@ -296,27 +325,29 @@ pub fn grades(scope: Scope, done: &[Step]) -> Vec<(Partition, Grade)> {
 mod tests {
     use super::*;
 
-    fn every_reset() -> impl Iterator<Item = (Scope, Vec<Step>)> {
-        Scope::ALL.into_iter().flat_map(|scope| [false, true].map(|keeps| (scope, scope.steps(keeps))))
+    const KEEPING: [Keeping; 3] = [Keeping::Nothing, Keeping::Paths, Keeping::Everything];
+
+    fn every_reset() -> impl Iterator<Item = (Scope, Keeping, Vec<Step>)> {
+        let of = |scope: Scope| KEEPING.map(|keeping| (scope, keeping, scope.steps(keeping)));
+        Scope::ALL.into_iter().flat_map(of)
     }
 
     #[test]
     fn keys_are_destroyed_before_anything_else_is() {
-        for (_, steps) in every_reset() {
+        for (_, _, steps) in every_reset() {
             assert_eq!(steps.iter().find(|step| step.erases().is_some()), Some(&Step::DestroyKeys));
         }
     }
 
     #[test]
     fn a_factory_reset_makes_what_a_first_boot_makes() {
-        let made = Scope::Factory.steps(false);
+        let made = Scope::Factory.steps(Keeping::Nothing);
         assert!(made.windows(Step::PROVISION.len()).any(|steps| steps == Step::PROVISION));
     }
 
     #[test]
     fn kept_data_is_safe_before_anything_is_erased_and_until_it_is_back() {
-        for scope in Scope::ALL {
-            let steps = scope.steps(true);
+        for (_, _, steps) in every_reset().filter(|(_, keeping, _)| *keeping != Keeping::Nothing) {
             let place = |step| steps.iter().position(|known| *known == step).unwrap();
             for erasing in steps.iter().filter(|step| step.erases().is_some()) {
                 assert!(place(Step::StageKept) < place(*erasing) && place(*erasing) < place(Step::RestoreKept));
@@ -327,19 +358,36 @@ mod tests {
 
     #[test]
     fn a_reset_ends_with_a_look_at_what_is_left() {
-        for (_, steps) in every_reset() {
+        for (_, _, steps) in every_reset() {
             assert_eq!((steps.first(), steps.last()), (Some(&Step::Survey), Some(&Step::Audit)));
         }
     }
 
     #[test]
     fn every_step_erases_only_what_the_reset_says_it_erases() {
-        for (scope, steps) in every_reset() {
+        for (scope, keeping, steps) in every_reset() {
             assert!(steps.iter().filter_map(|step| step.erases()).all(|partition| scope.erases(partition)));
-            let all_done = grades(scope, &steps);
+            let all_done = grades(scope, keeping, &steps);
             assert!(all_done.iter().all(|(partition, grade)| scope.erases(*partition) == (*grade != Grade::Untouched)));
-            assert!(grades(scope, &[Step::Survey]).iter().all(|(_, grade)| *grade == Grade::Untouched));
+            assert!(grades(scope, keeping, &[Step::Survey]).iter().all(|(_, grade)| *grade == Grade::Untouched));
         }
+    }
+
+    #[test]
+    fn a_key_is_replaced_once_everything_is_back_and_gone_until_then() {
+        let steps = Scope::Overlay.steps(Keeping::Everything);
+        assert!(
+            !steps.contains(&Step::CreateOverlay),
+            "a new file system would take the place of the one that is kept"
+        );
+        let of_root =
+            |done| grades(Scope::Overlay, Keeping::Everything, done).into_iter().find(|(at, _)| *at == Partition::Root);
+        let (before, after) = steps.split_at(steps.iter().position(|step| *step == Step::RestoreKept).unwrap());
+        assert_eq!(of_root(before), Some((Partition::Root, Grade::Erased(Erasure::KeyDestroyed))));
+        assert_eq!(
+            of_root(&[before, &after[..1]].concat()),
+            Some((Partition::Root, Grade::Erased(Erasure::KeyReplaced)))
+        );
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use uuid::{Uuid, uuid};
 
 use crate::partitions::Partition;
-use crate::reset::keep::{Kept, Room, is_at_or_below};
-use crate::reset::{Erasure, Scope, Step};
+use crate::reset::keep::{Everything, Kept, Room, is_at_or_below};
+use crate::reset::{Erasure, Keeping, Scope, Step};
 use crate::stack::{Observed, SeenMount};
 use crate::state::{DeviceState, Volume};
 
@@ -22,8 +22,10 @@ pub struct Plan {
     pub untouched: Vec<Partition>,
     /// What is kept of that which goes.
     pub keep: Vec<Kept>,
-    /// The room for it where it waits; `None` if nothing is kept.
-    pub room: Option<Room>,
+    /// All that is on the overlay's volume, if all of it is kept.
+    pub everything: Option<Everything>,
+    /// The room for it where it waits, and where that is; `None` if nothing is kept.
+    pub room: Option<(Partition, Room)>,
     /// How long it takes, in seconds: as long as each of its steps took on this device when it was quickest.
     pub seconds: Option<u64>,
     volume: Volume,
@@ -45,7 +47,23 @@ pub struct Erased {
 impl Plan {
     /// Plans a reset of the device that was observed; `free` bytes are free on `p.lxstate`.
     pub fn new(scope: Scope, keep: Vec<Kept>, free: u64, seen: &Observed, state: &DeviceState) -> Self {
-        let erased = scope.erased().iter().map(|&(partition, how)| {
+        let usage = keep.iter().map(|kept| kept.usage).sum();
+        let (keeping, room) = match &keep[..] {
+            [] => (Keeping::Nothing, None),
+            _ => (Keeping::Paths, Some((Partition::State, Room::new(usage, free)))),
+        };
+        Plan { keep, room, ..Plan::keeping(keeping, scope, seen, state) }
+    }
+
+    /// Plans a new volume key for the contents that there are.
+    pub fn of_everything(everything: Everything, seen: &Observed, state: &DeviceState) -> Self {
+        let room = Some((everything.on, everything.room));
+        let plan = Plan::keeping(Keeping::Everything, Scope::Overlay, seen, state);
+        Plan { everything: Some(everything), room, ..plan }
+    }
+
+    fn keeping(keeping: Keeping, scope: Scope, seen: &Observed, state: &DeviceState) -> Self {
+        let erased = scope.erased_by(keeping).map(|(partition, how)| {
             let is_there = |mount: &&SeenMount| Some(mount.target.as_str()) == partition.mount_point();
             let mount = match partition {
                 Partition::Root => seen.volume_mount(),
@@ -54,25 +72,32 @@ impl Plan {
             let size = seen.partitions.iter().find(|seen| seen.partition == partition).map(|seen| seen.size);
             Erased { partition, how, size, used: mount.map(|mount| mount.used) }
         });
-        let usage = keep.iter().map(|kept| kept.usage).sum();
         Plan {
             scope,
             erased: erased.collect(),
             untouched: scope.untouched().collect(),
-            room: (!keep.is_empty()).then(|| Room::new(usage, free)),
-            seconds: state.expected_duration(&scope.steps(!keep.is_empty())),
-            keep,
+            keep: Vec::new(),
+            everything: None,
+            room: None,
+            seconds: state.expected_duration(&scope.steps(keeping)),
             volume: state.volume,
         }
     }
 
     /// What is done, in order.
     pub fn steps(&self) -> Vec<Step> {
-        self.scope.steps(!self.keep.is_empty())
+        self.scope.steps(match self.everything {
+            Some(_) => Keeping::Everything,
+            None if self.keep.is_empty() => Keeping::Nothing,
+            None => Keeping::Paths,
+        })
     }
 
     /// What the device makes anew of its own at the boot after it: its identity, unless that is kept.
     pub fn regenerated(&self) -> Vec<&'static str> {
+        if self.everything.is_some() {
+            return Vec::new();
+        }
         let is_kept = |place: &str| {
             self.keep.iter().any(|kept| {
                 let path = kept.path.as_str();
@@ -83,14 +108,15 @@ impl Plan {
     }
 
     /// The plan's name. It changes when what the plan shows does: with the partitions, with the volume that would be erased
-    /// and with what is kept, but not with every byte that is written elsewhere.
+    /// and with what is kept, but not with every byte that is written elsewhere, or on a volume that is kept as a whole.
     pub fn id(&self) -> Uuid {
         const PLANS: Uuid = uuid!("3d11b5cc-7e2d-4faf-b7ef-77b83176e567");
         let head = format!("{} {:?}", self.scope, self.volume);
         let erased = self.erased.iter().map(|erased| format!("{} {} {:?}", erased.partition, erased.how, erased.size));
         let kept =
             self.keep.iter().map(|Kept { path, usage }| format!("keep {} {} {path}", usage.entries, usage.bytes));
-        let text = std::iter::once(head).chain(erased).chain(kept).collect::<Vec<_>>().join("\n");
+        let everything = self.everything.iter().map(|everything| format!("keep everything on {}", everything.on));
+        let text = std::iter::once(head).chain(erased).chain(kept).chain(everything).collect::<Vec<_>>().join("\n");
         Uuid::new_v5(&PLANS, text.as_bytes())
     }
 }
@@ -171,7 +197,24 @@ mod tests {
     #[test]
     fn what_is_kept_needs_room() {
         assert_eq!(plan(&seen(17), vec![], 1).room, None);
-        assert!(plan(&seen(17), vec![kept("/etc/x", 1)], 1).room.is_some_and(Room::fits));
-        assert!(!plan(&seen(17), vec![kept("/etc/x", FREE)], 1).room.is_some_and(Room::fits));
+        let fits = |bytes| plan(&seen(17), vec![kept("/etc/x", bytes)], 1).room.map(|(on, room)| (on, room.fits()));
+        assert_eq!(fits(1), Some((Partition::State, true)));
+        assert_eq!(fits(FREE), Some((Partition::State, false)));
+    }
+
+    #[test]
+    fn a_device_whose_contents_are_all_kept_stays_the_same_under_another_key() {
+        let plan = |bytes, volume| {
+            let usage = Usage { entries: 2, bytes };
+            let everything = Everything::on_one_of(&[(Partition::Home, FREE)], usage).unwrap();
+            Plan::of_everything(everything, &seen(17), &provisioned(volume))
+        };
+        let erased: Vec<_> = plan(1, 1).erased.iter().map(|erased| (erased.partition, erased.how)).collect();
+        assert_eq!(erased, [(Partition::Root, Erasure::KeyReplaced)]);
+        assert!(plan(1, 1).regenerated().is_empty());
+        assert!(!plan(1, 1).steps().contains(&Step::CreateOverlay));
+        assert_eq!(plan(1, 1).id(), plan(2, 1).id(), "something is always written");
+        assert_ne!(plan(1, 1).id(), plan(1, 2).id());
+        assert_ne!(plan(1, 1).id(), super::Plan::new(Scope::Overlay, vec![], 0, &seen(17), &provisioned(1)).id());
     }
 }

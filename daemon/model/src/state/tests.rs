@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::job::MAX_INTERRUPTIONS;
+use crate::partitions::Partition;
+use crate::reset::Keeping;
 use proptest::prelude::*;
 
 fn somebody() -> Requester {
@@ -9,7 +11,8 @@ fn somebody() -> Requester {
 }
 
 fn reset(scope: Scope, keep: &[&str]) -> Wanted {
-    Wanted::Reset { scope, keep: keep.iter().map(|path| path.parse().unwrap()).collect(), plan: None }
+    let keep = Keep::Paths(keep.iter().map(|path| path.parse().unwrap()).collect());
+    Wanted::Reset { scope, keep, plan: None }
 }
 
 fn factory() -> Request {
@@ -26,6 +29,12 @@ fn provisioned() -> DeviceState {
 
 fn keeping() -> Request {
     Request { wanted: reset(Scope::Factory, &["/etc/hostname"]), ..factory() }
+}
+
+/// A new volume key for all that is there.
+fn keeping_all() -> Request {
+    let keep = Keep::Everything(Partition::Home);
+    Request { wanted: Wanted::Reset { scope: Scope::Overlay, keep, plan: None }, ..factory() }
 }
 
 /// Carries out the next step of the job, as the initrd does.
@@ -183,7 +192,7 @@ fn history_holds_resets_that_ended() {
 #[test]
 fn a_step_takes_as_long_as_it_took_when_nothing_came_between() {
     let mut state = DeviceState::shipped();
-    assert_eq!(state.expected_duration(&Scope::Factory.steps(false)), None);
+    assert_eq!(state.expected_duration(&Scope::Factory.steps(Keeping::Nothing)), None);
     for (job, seconds) in [(1, 1000), (2, 7)] {
         if job == 2 {
             state.request(factory(), id(2), Timestamp(2000)).unwrap();
@@ -254,6 +263,46 @@ fn kept_data_that_waits_is_not_lost_to_another_reset() {
     state.cancel(id(1), Timestamp(5)).unwrap();
     assert!(!state.needs_stage());
     state.request(factory(), id(2), Timestamp(6)).unwrap();
+}
+
+#[test]
+fn a_device_whose_contents_are_all_kept_has_another_volume_and_forgets_nothing_else() {
+    let mut state = provisioned();
+    applied(&mut state, 1, None);
+    state.set_mode(Mode::ReadOnly, false, None).unwrap();
+    state.request(keeping_all(), id(2), Timestamp(3)).unwrap();
+    assert_eq!(boots(&mut state, 4), AtBoot::CarryOut(id(2)));
+    finish(&mut state, id(2));
+    assert_eq!(state.volume, Volume::Provisioned(identity(8)));
+    assert_eq!((state.begin_mode().0, state.configuration().as_str()), (Mode::ReadOnly, "site"));
+    let read = DeviceState::parse(state.to_text().as_bytes()).unwrap();
+    assert_eq!(read.job(id(2)).unwrap().keep_all, Some(Partition::Home), "every boot finds what waits");
+}
+
+#[test]
+fn what_is_on_trial_is_not_kept() {
+    let mut state = provisioned();
+    applied(&mut state, 1, Some(60));
+    assert!(matches!(state.request(keeping_all(), id(2), Timestamp(3)), Err(NotTaken::OnTrial(_))));
+    state.confirm().unwrap();
+    state.request(keeping_all(), id(2), Timestamp(3)).unwrap();
+    boots(&mut state, 4);
+    reach(&mut state, id(2), Step::StageKept);
+    state.attempt_failed(id(2), "no space".into(), Timestamp(5)).unwrap();
+    state.set_mode(Mode::Volatile, false, Some(Within::try_from(60).unwrap())).unwrap();
+    assert!(matches!(state.retry(id(2)), Err(NotTaken::OnTrial(_))));
+}
+
+#[test]
+fn nothing_is_changed_on_a_volume_whose_contents_wait_to_come_back() {
+    let mut state = provisioned();
+    state.request(keeping_all(), id(1), Timestamp(1)).unwrap();
+    boots(&mut state, 2);
+    reach(&mut state, id(1), Step::DestroyKeys);
+    fails(&mut state, id(1));
+    assert_eq!((state.begin_mode(), state.lasting_mode()), ((Mode::Volatile, None), Mode::Volatile));
+    state.cancel(id(1), Timestamp(5)).unwrap();
+    assert_eq!(state.begin_mode(), (Mode::Persistent, None), "what waited is given up");
 }
 
 #[test]

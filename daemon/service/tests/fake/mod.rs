@@ -196,7 +196,12 @@ impl FakeDevice {
             clock: AtomicU64::new(1_795_442_786),
             ids: AtomicU64::new(1),
             failure: Mutex::default(),
-            files: Mutex::new(vec![("/etc/machine-id", 4096), ("/etc/app", 1 << 20), ("/home/large", 1 << 30)]),
+            files: Mutex::new(vec![
+                ("/etc/machine-id", 4096),
+                ("/etc/app", 1 << 20),
+                ("/home/large", 1 << 30),
+                ("/", 90 << 20),
+            ]),
             folder: tempfile::tempdir().unwrap(),
             ledger: TempDir::new().unwrap(),
             overlay: TempDir::new().unwrap(),
@@ -400,8 +405,13 @@ impl Device for FakeDevice {
         }
     }
 
-    fn free(&self) -> Result<u64, KeepError> {
-        Ok(64 << 20)
+    fn everything(&self, _: &Path, _: &Path) -> Result<Usage, KeepError> {
+        let files = self.files.lock().unwrap();
+        Ok(files.iter().filter(|(path, _)| *path == "/").map(|(_, bytes)| Usage { entries: 2, bytes: *bytes }).sum())
+    }
+
+    fn free(&self, partition: Partition) -> Result<u64, KeepError> {
+        Ok(if partition == Partition::OciStorage { 200 << 20 } else { 64 << 20 })
     }
 
     fn layers(&self) -> Layers {

@@ -87,7 +87,7 @@ fn open_direct(device: &Path) -> Result<File, ScrubError> {
 }
 
 /// Memory that a device can write to without a copy: it begins at a multiple of a page.
-struct Buffer {
+pub(crate) struct Buffer {
     bytes: Vec<u8>,
     offset: usize,
 }
@@ -95,13 +95,13 @@ struct Buffer {
 impl Buffer {
     const ALIGNMENT: usize = 4096;
 
-    fn new(size: usize) -> Self {
+    pub(crate) fn new(size: usize) -> Self {
         let bytes = vec![0; size + Buffer::ALIGNMENT];
         let offset = bytes.as_ptr().align_offset(Buffer::ALIGNMENT);
         Buffer { bytes, offset }
     }
 
-    fn first(&mut self, size: usize) -> &mut [u8] {
+    pub(crate) fn first(&mut self, size: usize) -> &mut [u8] {
         &mut self.bytes[self.offset..self.offset + size]
     }
 }
