@@ -35,7 +35,8 @@ pub fn is_as_shipped(device: &mut Device, before: &str) -> Case {
     has_no_errors(device)
 }
 
-fn overlay_uuid(device: &mut Device) -> Result<String, Failed> {
+/// Which volume the overlay has.
+pub fn overlay_uuid(device: &mut Device) -> Result<String, Failed> {
     device.says("cryptsetup luksUUID /dev/disk/by-partlabel/p.lxroot")
 }
 

@@ -136,6 +136,7 @@ fn main() -> ExitCode {
         certificate::the_key_in_a_file_outlives_a_reset_and_certifies_it,
         reset::systemds_factory_reset_target_ends_in_the_same_reset,
         integrity::damage_of_the_overlay_is_found_by_a_scrub_and_gone_after_a_reset,
+        reset::a_new_volume_key_leaves_everything_else_as_it_was,
         reset::the_command_line_ends_in_the_same_reset,
         reset::a_reset_that_cannot_be_finished_leaves_the_device_up_and_can_be_tried_again,
         configuration::a_device_that_nobody_reaches_any_more_goes_back_by_itself,

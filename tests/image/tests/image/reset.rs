@@ -4,7 +4,7 @@ use nemos_model::partitions::Partition;
 use nemos_tests::{Case, Device, Failed};
 use serde_json::Value;
 
-use crate::factory::{MADE_HERE, RESET, is_as_shipped, last_reset, use_it};
+use crate::factory::{MADE_HERE, RESET, is_as_shipped, last_reset, overlay_uuid, use_it};
 use crate::kernel_log::has_no_errors;
 
 pub fn a_factory_reset_takes_away_what_was_made_on_the_device() -> Case {
@@ -74,6 +74,39 @@ pub fn an_overlay_reset_leaves_home_and_containers_and_a_keep_set_who_it_is() ->
     let job = last_reset(&mut device)?;
     assert_eq!((&job["Kind"], &job["State"]), (&Value::from("reset-overlay"), &Value::from("done")), "{job}");
     assert_eq!(job["RequestedBy"]["label"], "tidy", "{job}");
+    has_no_errors(&mut device)
+}
+
+pub fn a_new_volume_key_leaves_everything_else_as_it_was() -> Case {
+    let mut device = Device::running()?;
+    let volume = use_it(&mut device)?;
+    device.says("echo saved > /etc/hostname && rm /etc/issue && mkdir /etc/app && ln /etc/made-here /etc/app/same")?;
+    device.reboots_by("nemosctl overlay save site --yes")?;
+    device.reboots_by("nemosctl overlay apply site --yes")?;
+    device.says("echo later > /etc/later")?;
+    let described = |device: &mut Device| -> Result<String, Failed> {
+        let files = device.says(
+            "stat --format '%n %h %a %U:%G %y %w' /etc/hostname /etc/made-here /etc/app/same /etc/later; test -e /etc/issue || echo no issue",
+        )?;
+        let others = device.says("podman images --format '{{.Repository}} {{.ID}}'; cat /home/made-here /var/lib/containers/storage/made-here")?;
+        let configuration = device.says("nemosctl overlay list | cut -d' ' -f1")?;
+        let active = device.tells("nemosctl overlay --json")?["configuration"].clone();
+        Ok(format!("{}\n{files}\n{others}\n{configuration}\n{active}", identity(device)?))
+    };
+    let before = described(&mut device)?;
+    let plan = device.tells("nemosctl reset --overlay --keep-all --dry-run --json")?;
+    assert_eq!(plan["erased"][0]["how"], "key-replaced", "{plan}");
+    assert!(plan["keep_all"].as_u64() > Some(1 << 20) && plan["room"]["on"].is_string(), "{plan}");
+    let told = device.run("nemosctl reset --factory --keep-all --yes")?;
+    assert!(told.status != 0 && told.stderr.contains("--keep-all"), "{told:?}");
+
+    device.reboots_by("nemosctl reset --overlay --keep-all --yes")?;
+
+    assert_eq!(described(&mut device)?, before);
+    assert_ne!(overlay_uuid(&mut device)?, volume);
+    let job = last_reset(&mut device)?;
+    assert_eq!((&job["State"], &job["Result"]["kept-all"]), (&Value::from("done"), &Value::from(true)), "{job}");
+    device.says("! ls -a /home /var/lib/containers/storage /var/lib/nemos | grep kept")?;
     has_no_errors(&mut device)
 }
 
