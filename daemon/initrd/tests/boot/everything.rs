@@ -73,7 +73,9 @@ fn change(running: &Running<'_>) {
 fn on(volume: &str) -> Vec<String> {
     let volume = Path::new(volume);
     let mut described = Vec::new();
-    FOLDERS.iter().for_each(|name| describe(&volume.join(name), volume, &mut described));
+    for name in FOLDERS {
+        describe(&volume.join(name), volume, &mut described);
+    }
     described
 }
 
@@ -103,7 +105,9 @@ fn describe(path: &Path, volume: &Path, described: &mut Vec<String>) {
     if found.is_dir() {
         let mut entries: Vec<_> = fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()).collect();
         entries.sort();
-        entries.iter().for_each(|entry| describe(entry, volume, described));
+        for entry in &entries {
+            describe(entry, volume, described);
+        }
     }
 }
 
