@@ -31,7 +31,7 @@ use table::{Cut, Table, WentOn};
 /// One cut in so many is booted twice.
 const SECOND_BOOT: usize = 10;
 /// One interval in so many is torn, of those that write the state or a header, and of the others.
-const SAMPLES: [usize; 2] = [3, 12];
+const SAMPLES: [usize; 2] = [6, 24];
 /// One flush in so many is cut, of what another story is cut at every flush of.
 const IN_COMMON: usize = 8;
 /// After so many failures, more do not help.
