@@ -2,8 +2,8 @@
 //! between two of them. Whenever that was, the device comes up at the next boot, and the job ends as if nothing had been.
 //!
 //! What all stories have in common, the overlay's file system being made and a boot with nothing left to do, is cut at every
-//! flush in one of them, and at one in eight in the others; and so are those that erase nothing, each time at others. With
-//! `NEMOS_CUTS_ALL=1`, everything is cut everywhere.
+//! flush in one of them, and at one in eight in the others; and so are those that erase nothing, or have no step that a reset
+//! which keeps files has not, each time at others. With `NEMOS_CUTS_ALL=1`, everything is cut everywhere.
 //!
 //! `NEMOS_CUTS_SEED` chooses what is torn, and how; it chooses from what a device writes, which is never quite the same.
 //! With `NEMOS_CUTS_TORN=N`, every interval between two flushes is torn N times, and not only a sample of them.
@@ -136,13 +136,13 @@ struct Cuts {
 
 impl Cuts {
     /// Whether what is written now is a sample's: as in every other story, one of which is cut at each flush of it (as far as the
-    /// last cut tells, so that the first flushes of what comes after it may be left out with it), or of a story that erases nothing.
+    /// last cut tells, so that the first flushes of what comes after it may be left out with it), or of a story whose steps others have.
     fn is_sampled(&self) -> bool {
         let is_asked_for_all = env::var_os("NEMOS_CUTS_ALL").is_some();
         let in_common = [WentOn::At(Step::CreateOverlay.to_string()), WentOn::Done];
         !is_asked_for_all
             && !self.story.is_a_first_boot()
-            && (!self.story.erases() || self.went_on.as_ref().is_some_and(|at| in_common.contains(at)))
+            && (!self.story.keeps_files() || self.went_on.as_ref().is_some_and(|at| in_common.contains(at)))
     }
 
     /// Boots what a cut left.

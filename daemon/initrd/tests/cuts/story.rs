@@ -128,9 +128,10 @@ impl Story {
         self.asked.is_none()
     }
 
-    /// Whether it is one of a reset.
-    pub fn erases(&self) -> bool {
-        self.asked.as_ref().is_none_or(|asked| matches!(asked.what, What::Reset(..)))
+    /// Whether it is one of a reset that keeps files: that has each step of one which keeps none.
+    pub fn keeps_files(&self) -> bool {
+        let keeps = |asked: &Asked| matches!(&asked.what, What::Reset(_, kept) if !kept.is_empty());
+        self.asked.as_ref().is_some_and(keeps)
     }
 
     /// Boots the device after the power came back: everything must be as if it had not gone.
