@@ -56,7 +56,7 @@ pub struct Wanted {
     pub provider: Provider,
     /// Whether it takes the place of the one of its provider.
     pub rotates: bool,
-    /// A key that opens the volume now; the demo key if it is not given.
+    /// A key that opens the volume now; one that needs nobody if it is not given.
     pub unlock: Option<Secret>,
     /// What is given for it.
     pub given: Given,
