@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 use nemos_model::manifest::{Extent, Package, installed};
 use nemos_model::partitions::Partition;
+use nemos_model::uki::pcr;
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -13,7 +14,7 @@ use crate::architecture::Architecture;
 use crate::build::mib;
 use crate::image::metadata::{self, Metadata};
 use crate::image::squashfs::{self, Superblock};
-use crate::image::{Image, ImageError, pcr, verity};
+use crate::image::{Image, ImageError, verity};
 use crate::layout::SECTOR;
 use crate::mbr;
 
@@ -123,7 +124,7 @@ impl Inventory {
                 signed_by: uki.signed().ok().map(|signed| signed.certificate.tbs_certificate().subject().to_string()),
                 root_hash_signed: uki.root_signature()?.is_some(),
                 pcr_signed: uki.pcr_signatures.is_some(),
-                pcr_11: pcr::expected(&uki.measured()?, "").hex(),
+                pcr_11: pcr::expected(&uki.measured()?, pcr::INITRD).to_string(),
                 command_line: uki.command_line,
             },
             root: root(image)?,

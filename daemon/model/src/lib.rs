@@ -22,6 +22,7 @@ pub mod reset;
 pub mod stack;
 pub mod state;
 pub mod time;
+pub mod uki;
 mod words;
 
 pub use job::JobId;

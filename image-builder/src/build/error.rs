@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use nemos_model::integrity::InvalidRootHash;
 use nemos_model::manifest::BadManifest;
+use nemos_model::uki::NotProgram;
 use thiserror::Error;
 
 use super::bootstrap::BootstrapError;
@@ -16,7 +17,6 @@ use super::table::TableError;
 use super::tool::ToolError;
 use crate::architecture::Architecture;
 use crate::containers::oci::OciError;
-use crate::image::authenticode::NotPe;
 use crate::image::uki::NotUki;
 use crate::keys::KeyError;
 use crate::recipe::RecipeError;
@@ -77,7 +77,7 @@ pub enum BuildError {
     Uki(#[from] NotUki),
     /// What ukify made cannot be signed.
     #[error("ukify made what cannot be signed: {0}")]
-    Pe(#[from] NotPe),
+    Pe(#[from] NotProgram),
     /// What the root says of itself.
     #[error("the manifest in the root: {0}")]
     Manifest(#[from] BadManifest),

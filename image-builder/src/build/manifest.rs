@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use nemos_model::manifest::{Disk, ExpectedPcr, Extent, FILE, Manifest, Package, VERSION};
+use nemos_model::uki::pcr;
 use serde_json::{Value, json};
 
 use super::Context;
@@ -13,7 +14,6 @@ use super::cache::Digest;
 use super::error::BuildError;
 use super::ids::Ids;
 use super::root::{Root, quoted};
-use crate::image::pcr;
 use crate::image::uki::Uki;
 use crate::layout::{self, Layout};
 
@@ -80,7 +80,7 @@ fn disk(layout: &Layout, ids: &Ids, root: &Root, uki: &Path) -> Result<Disk, Bui
     let uki = Uki::parse(fs::read(uki).map_err(BuildError::io("reading", uki))?)?;
     let measured = uki.measured()?;
     let expected = pcr::PHASES.map(|phase| {
-        let sha256 = pcr::expected(&measured, phase).hex();
+        let sha256 = pcr::expected(&measured, phase).to_string();
         ExpectedPcr { pcr: pcr::PCR, phase: phase.to_owned(), sha256 }
     });
     let extent = |found: &layout::Extent| {

@@ -1,58 +1,31 @@
-//! A program for EFI and its signature: what of the file is signed, and where the signature stands.
-//!
-//! Source: "Windows Authenticode Portable Executable Signature Format", "Calculating the PE Image Hash"; for PE32+ only.
+//! Signing a program for EFI.
 
 use std::ops::Range;
 
+use nemos_model::uki::{ENTRY_HEADER, HEADERS, NotProgram, Program, REVISION_AND_KIND, pkcs7};
 use sha2::{Digest as _, Sha256};
-use thiserror::Error;
 
 use crate::build::Digest;
 
-/// `WIN_CERTIFICATE`: its length, revision 2.0, PKCS#7.
-const ENTRY_HEADER: usize = 8;
-const REVISION_AND_KIND: [u8; 4] = [0x00, 0x02, 0x02, 0x00];
 /// What signatures are aligned to.
 const ALIGNMENT: usize = 8;
 
-/// Bytes that are not such a program.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-pub enum NotPe {
-    /// Something is behind the end of the file.
-    #[error("it is cut off")]
-    Truncated,
-    /// Another format.
-    #[error("it is not a 64-bit EFI program")]
-    Format,
+/// Reads the headers of a program that is in memory.
+pub fn program(file: &[u8]) -> Result<Program, NotProgram> {
+    Program::parse(&file[..file.len().min(HEADERS)], file.len() as u64)
 }
 
-/// Where in the file is what matters.
-struct Places {
-    checksum: usize,
-    /// The entry of the signature in the table of directories.
-    directory: usize,
-    headers: usize,
-    /// Sections, in the order of the file.
-    sections: Vec<Range<usize>>,
-    signature: Option<Range<usize>>,
+/// A part of such a program.
+pub fn part(file: &[u8], place: Range<u64>) -> Result<&[u8], NotProgram> {
+    let index = |at: u64| usize::try_from(at).map_err(|_| NotProgram::Truncated);
+    file.get(index(place.start)?..index(place.end)?).ok_or(NotProgram::Truncated)
 }
 
 /// SHA-256 of a program without its signature and what changes with it.
-pub fn digest(file: &[u8]) -> Result<Digest, NotPe> {
-    let places = Places::find(file)?;
-    let end = places.signature.as_ref().map_or(file.len(), |signature| signature.start);
+pub fn digest(file: &[u8]) -> Result<Digest, NotProgram> {
     let mut hash = Sha256::new();
-    let mut add = |range: Range<usize>| file.get(range).map(|bytes| hash.update(bytes)).ok_or(NotPe::Truncated);
-    add(0..places.checksum)?;
-    add(places.checksum + 4..places.directory)?;
-    add(places.directory + 8..places.headers)?;
-    let mut hashed = places.headers;
-    for section in places.sections {
-        hashed += section.len();
-        add(section)?;
-    }
-    if hashed < end {
-        add(hashed..end)?;
+    for place in program(file)?.hashed {
+        hash.update(part(file, place)?);
     }
     Ok(Digest(hash.finalize().into()))
 }
@@ -63,77 +36,35 @@ pub fn pad(file: &mut Vec<u8>) {
 }
 
 /// Puts a signature behind a program that has none, and was padded.
-pub fn attach(file: &mut Vec<u8>, pkcs7: &[u8]) -> Result<(), NotPe> {
-    let places = Places::find(file)?;
+pub fn attach(file: &mut Vec<u8>, pkcs7: &[u8]) -> Result<(), NotProgram> {
+    let directory = program(file)?.directory;
     let start = file.len();
     let length = (ENTRY_HEADER + pkcs7.len()).next_multiple_of(ALIGNMENT);
-    let word = |number: usize| u32::try_from(number).map(u32::to_le_bytes).map_err(|_| NotPe::Format);
+    let word = |number: usize| u32::try_from(number).map(u32::to_le_bytes).map_err(|_| NotProgram::Truncated);
+    let entry = [word(start)?, word(length)?].concat();
     file.extend(word(length)?);
     file.extend(REVISION_AND_KIND);
     file.extend(pkcs7);
     file.resize(start + length, 0);
-    file[places.directory..places.directory + 4].copy_from_slice(&word(start)?);
-    file[places.directory + 4..places.directory + 8].copy_from_slice(&word(length)?);
+    for (at, byte) in (directory.start..directory.end).zip(entry) {
+        file[usize::try_from(at).map_err(|_| NotProgram::Truncated)?] = byte;
+    }
     Ok(())
 }
 
 /// The signature of a program, if it has one.
-pub fn signature(file: &[u8]) -> Result<Option<&[u8]>, NotPe> {
-    let Some(entry) = Places::find(file)?.signature.and_then(|place| file.get(place)) else { return Ok(None) };
-    if entry.get(4..ENTRY_HEADER) != Some(&REVISION_AND_KIND) {
-        return Err(NotPe::Format);
-    }
-    let pkcs7 = &entry[ENTRY_HEADER..];
-    // Padded; its own length, at its beginning, is the last word on where it ends.
-    let length = match pkcs7 {
-        [0x30, 0x82, high, low, ..] => 4 + usize::from(u16::from_be_bytes([*high, *low])),
-        _ => return Err(NotPe::Format),
-    };
-    pkcs7.get(..length).map(Some).ok_or(NotPe::Truncated)
-}
-
-impl Places {
-    fn find(file: &[u8]) -> Result<Places, NotPe> {
-        let bytes =
-            |at: usize, length: usize| at.checked_add(length).and_then(|end| file.get(at..end)).ok_or(NotPe::Truncated);
-        let number = |at: usize, length: usize| -> Result<usize, NotPe> {
-            Ok(bytes(at, length)?.iter().rev().fold(0, |all, byte| all << 8 | usize::from(*byte)))
-        };
-        if bytes(0, 2)? != b"MZ" {
-            return Err(NotPe::Format);
-        }
-        let header = number(0x3c, 4)?;
-        let optional = header + 24;
-        if bytes(header, 4)? != b"PE\0\0" || number(optional, 2)? != 0x20b || number(optional + 108, 4)? < 5 {
-            return Err(NotPe::Format);
-        }
-        let table = optional + number(header + 20, 2)?;
-        let mut sections = Vec::new();
-        for section in (0..number(header + 6, 2)?).map(|index| table + 40 * index) {
-            let (start, length) = (number(section + 20, 4)?, number(section + 16, 4)?);
-            if length > 0 {
-                sections.push(start..start + length);
-            }
-        }
-        sections.sort_by_key(|section| section.start);
-        let directory = optional + 144;
-        let (start, length) = (number(directory, 4)?, number(directory + 4, 4)?);
-        let signature = (length >= ENTRY_HEADER).then_some(start..start + length);
-        if signature.as_ref().is_some_and(|place| place.end != file.len()) {
-            return Err(NotPe::Truncated);
-        }
-        Ok(Places { checksum: optional + 64, directory, headers: number(optional + 60, 4)?, sections, signature })
-    }
+pub fn signature(file: &[u8]) -> Result<Option<&[u8]>, NotProgram> {
+    program(file)?.signature.map(|place| pkcs7(part(file, place)?)).transpose()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::image::uki::tests::program;
+    use crate::image::uki::tests::program as made_of;
     use proptest::prelude::*;
 
     fn padded() -> Vec<u8> {
-        let mut file = program(&[(".osrel", "ID=nemos"), (".cmdline", "quiet")]);
+        let mut file = made_of(&[(".osrel", "ID=nemos"), (".cmdline", "quiet")]);
         pad(&mut file);
         file
     }

@@ -4,13 +4,12 @@ use std::fmt;
 use std::io::Read;
 
 use nemos_model::integrity::ROOT_SIGNATURE;
-use object::read::pe::PeFile64;
-use object::{LittleEndian, Object, ObjectSection};
+use nemos_model::uki::{NotProgram, Program, pcr};
 use thiserror::Error;
 
-use super::authenticode::{self, NotPe};
-use super::pcr;
+use super::authenticode;
 use crate::architecture::Architecture;
+use crate::build::Digest;
 use crate::keys::pkcs7::{BadSignature, SignedProgram};
 
 /// Has the kernel refuse a root hash without a signature that it trusts.
@@ -39,8 +38,8 @@ pub struct Uki {
 #[derive(Debug, Error)]
 pub enum NotUki {
     /// Not a program for EFI.
-    #[error("it is not an EFI program: {0}")]
-    Pe(#[from] object::Error),
+    #[error(transparent)]
+    Program(#[from] NotProgram),
     /// Something else.
     #[error("it has no section {0}")]
     Section(&'static str),
@@ -57,7 +56,7 @@ pub enum Unsigned {
     None,
     /// It cannot be read.
     #[error(transparent)]
-    Pe(#[from] NotPe),
+    Program(#[from] NotProgram),
     /// The signature itself.
     #[error("its signature: {0}")]
     Signature(#[from] BadSignature),
@@ -69,12 +68,11 @@ pub enum Unsigned {
 impl Uki {
     /// Reads the sections.
     pub fn parse(bytes: Vec<u8>) -> Result<Self, NotUki> {
-        let file = PeFile64::parse(bytes.as_slice())?;
-        let machine = file.nt_headers().file_header.machine.get(LittleEndian);
-        let known = Architecture::ALL.into_iter().find(|known| known.pe_machine() == machine);
-        let architecture = known.ok_or(NotUki::Machine(machine.0))?;
+        let program = authenticode::program(&bytes)?;
+        let known = Architecture::ALL.into_iter().find(|known| known.pe_machine().0 == program.machine);
+        let architecture = known.ok_or(NotUki::Machine(program.machine))?;
         let section = |name: &'static str| -> Result<String, NotUki> {
-            let text = String::from_utf8_lossy(content(&file, name)?.ok_or(NotUki::Section(name))?);
+            let text = String::from_utf8_lossy(content(&bytes, &program, name)?.ok_or(NotUki::Section(name))?);
             Ok(text.trim_end_matches('\0').trim().to_owned())
         };
         let (command_line, os_release) = (section(".cmdline")?, section(".osrel")?);
@@ -84,14 +82,17 @@ impl Uki {
 
     /// A section's content.
     pub fn section(&self, name: &'static str) -> Result<&[u8], NotUki> {
-        let file = PeFile64::parse(self.bytes.as_slice())?;
-        content(&file, name)?.ok_or(NotUki::Section(name))
+        content(&self.bytes, &authenticode::program(&self.bytes)?, name)?.ok_or(NotUki::Section(name))
     }
 
-    /// The sections that systemd-stub measures.
-    pub fn measured(&self) -> Result<Vec<(&'static str, &[u8])>, NotUki> {
-        let file = PeFile64::parse(self.bytes.as_slice())?;
-        let found = pcr::MEASURED.into_iter().map(|name| Ok(content(&file, name)?.map(|content| (name, content))));
+    /// The digests of the sections that systemd-stub measures.
+    pub fn measured(&self) -> Result<Vec<(&'static str, pcr::Digest)>, NotUki> {
+        let program = authenticode::program(&self.bytes)?;
+        let digest = |content| pcr::Digest::from_bytes(Digest::of_bytes(content).0);
+        let found = pcr::MEASURED.into_iter().map(|name| {
+            let content = content(&self.bytes, &program, name)?;
+            Ok(content.map(|content| (name, digest(content))))
+        });
         found.filter_map(Result::transpose).collect()
     }
 
@@ -104,8 +105,7 @@ impl Uki {
 
     /// The signature over the root hash, from the end of the initrd.
     pub fn root_signature(&self) -> Result<Option<Vec<u8>>, NotUki> {
-        let file = PeFile64::parse(self.bytes.as_slice())?;
-        Ok(content(&file, ".initrd")?.and_then(root_signature))
+        Ok(content(&self.bytes, &authenticode::program(&self.bytes)?, ".initrd")?.and_then(root_signature))
     }
 
     /// Whether its kernel opens nothing that is not signed.
@@ -125,12 +125,8 @@ impl Uki {
     }
 }
 
-/// What a section holds; it is padded to the file's alignment, beyond its own size.
-fn content<'data>(file: &PeFile64<'data>, name: &str) -> Result<Option<&'data [u8]>, object::Error> {
-    let Some(section) = file.section_by_name(name) else { return Ok(None) };
-    let data = section.data()?;
-    let size = usize::try_from(section.size()).unwrap_or(usize::MAX);
-    Ok(Some(&data[..data.len().min(size)]))
+fn content<'file>(file: &'file [u8], program: &Program, name: &str) -> Result<Option<&'file [u8]>, NotProgram> {
+    program.section(name).map(|place| authenticode::part(file, place)).transpose()
 }
 
 /// The file that the builder leaves in the last archive of an initrd, which is not compressed.
@@ -213,7 +209,7 @@ pub(super) mod tests {
     fn another_program_is_told_from_a_unified_kernel_image() {
         let refused = Uki::parse(program(&[(".text", "")])).expect_err("a program of another kind");
         assert_eq!(refused.to_string(), "it has no section .cmdline");
-        assert!(matches!(Uki::parse(b"#!/bin/sh".to_vec()), Err(NotUki::Pe(_))));
+        assert!(matches!(Uki::parse(b"#!/bin/sh".to_vec()), Err(NotUki::Program(_))));
     }
 
     proptest! {

@@ -5,10 +5,11 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use nemos_model::manifest::{BadManifest, Disk, FILE, Manifest, installed};
+use nemos_model::uki::pcr;
 use thiserror::Error;
 
 use crate::image::uki::{NotUki, Uki};
-use crate::image::{Image, ImageError, pcr};
+use crate::image::{Image, ImageError};
 
 /// A manifest that says something else than the disk shows.
 #[derive(Debug, Error)]
@@ -86,7 +87,7 @@ fn sorted<T: Ord>(mut list: Vec<T>) -> Vec<T> {
 /// The first thing that is said of the disk and is not so.
 fn wrong(said: &Disk, image: &Image, uki: &Uki) -> Result<Option<&'static str>, NotUki> {
     let measured = uki.measured()?;
-    let expected = |phase: &str| pcr::expected(&measured, phase).hex();
+    let expected = |phase: &str| pcr::expected(&measured, phase).to_string();
     let signed_by = uki.signed().ok().map(|signed| signed.certificate.tbs_certificate().subject().to_string());
     let checks = [
         ("size", said.size == image.size()),

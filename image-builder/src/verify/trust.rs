@@ -4,6 +4,7 @@ use std::path::Path;
 
 use nemos_model::integrity::RootHash;
 use nemos_model::partitions::Partition;
+use nemos_model::uki::pcr::{INITRD, expected as register};
 
 use super::Fault;
 use crate::image::metadata::{self, Metadata};
@@ -70,7 +71,7 @@ pub(super) fn root_hash(uki: &Uki, root_hash: &RootHash, expected: &Expected) ->
 /// What a TPM will find.
 pub(super) fn measurement(uki: &Uki, expected: &Expected) -> Result<String, Fault> {
     let measured = uki.measured()?;
-    let value = pcr::expected(&measured, "").hex();
+    let value = register(&measured, INITRD).to_string();
     let Some(signatures) = &uki.pcr_signatures else { return Ok(format!("{value}, signed by nobody")) };
     pcr::check(signatures, &measured, expected.key(Purpose::Pcr))?;
     Ok(format!("{value}, signed {}", expected.signer(Purpose::Pcr)))
