@@ -198,7 +198,7 @@ build_signed_images() (
     as_builder bin/nemos-image keys --output signed/keys
     as_builder bin/nemos-image keys --output signed/other
     as_builder cp --recursive signed/keys signed/mixed
-    as_builder cp signed/other/root.crt signed/other/root.key signed/mixed
+    as_builder cp signed/other/{root,pcr}.{crt,key} signed/mixed
     for image in image:keys another-root-key:mixed; do
         SOURCE_DATE_EPOCH=$package_date as_builder bin/nemos-image build --package nemos.deb --cache cache \
             --output "signed/${image%:*}" --keys "signed/${image#*:}"

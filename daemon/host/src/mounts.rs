@@ -1,12 +1,12 @@
 //! Mounting, unmounting, and what is mounted.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
 use nemos_model::stack::SeenMount;
 use rustix::fd::OwnedFd;
-use rustix::fs::CWD;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, open, openat2};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create, fsconfig_set_flag,
@@ -161,6 +161,34 @@ pub fn mounted_at(device: &Path) -> Option<PathBuf> {
     let is_its_root = |line: &&str| line.split(' ').nth(3) == Some("/");
     let mut mounts = text.lines().filter(is_its_root).filter_map(parse_line);
     mounts.find(|mount| Path::new(&mount.source) == device).map(|mount| mount.target.into())
+}
+
+/// The root of the file system on a device, of one of these types: where it is mounted, or a mount of our own, read-only, that
+/// ends with it.
+pub fn root_of(device: &Path, fs_types: &[&'static str]) -> Result<OwnedFd, String> {
+    if let Some(target) = mounted_at(device) {
+        let opened = open(&target, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+        return opened.map_err(|error| format!("cannot open {}: {}", target.display(), io::Error::from(error)));
+    }
+    let source = device.to_string_lossy();
+    let mut refusal = String::new();
+    for fs_type in fs_types {
+        let mut mount = Mount::new(fs_type, &source).read_only().data_only();
+        mount.attributes |= MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        match mount.hidden() {
+            Ok(root) => return Ok(root),
+            Err(error) => refusal = error.to_string(),
+        }
+    }
+    Err(refusal)
+}
+
+/// Opens a file below such a root for reading, and nothing that a link leads to.
+pub fn open_below(root: &OwnedFd, path: &str) -> io::Result<File> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = File::from(openat2(root, path.trim_start_matches('/'), flags, Mode::empty(), resolve)?);
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is no file")) }
 }
 
 /// Reads a line of mountinfo; see `proc_pid_mountinfo(5)`. Read-only means the file system, not one mount of it:

@@ -22,6 +22,7 @@ use nemos_model::integrity::{
 use nemos_model::keys::{DEMO_KEY_COPY, DEMO_KEY_FILE};
 use nemos_model::overlay::{LOWER_MOUNT, Trial};
 use nemos_model::partitions::Partition;
+use nemos_model::uki::pcr::{LEFT_BY_STUB, PUBLIC_KEY_FILE, RUNTIME, SIGNATURES_FILE};
 use thiserror::Error;
 use tracing::{error, info, warn};
 
@@ -67,6 +68,7 @@ pub enum Refused {
 pub fn boot() -> Result<(), Refused> {
     let command_line = fs::read_to_string("/proc/cmdline").map_err(Refused::NoCommandLine)?;
     let CommandLine { root_hash, protection, preloaded_hash, factory_reset } = CommandLine::parse(&command_line)?;
+    leave_pcr_signatures();
     let disk = Disk::booted(APPEAR)?;
     info!("booting from {}", disk.device.display());
 
@@ -133,6 +135,19 @@ fn begin_trial(trial: &Trial) {
     );
     if let Err(error) = overlay_trial::begin(*within) {
         error!("nothing ends this boot by itself: {error}");
+    }
+}
+
+/// Where systemd finds them, to have the TPM open the volume now, and another key proven later. An image that is not signed brings
+/// none.
+fn leave_pcr_signatures() {
+    for name in [SIGNATURES_FILE, PUBLIC_KEY_FILE] {
+        let (from, to) = (Path::new(LEFT_BY_STUB).join(name), Path::new(RUNTIME).join(name));
+        if from.exists()
+            && let Err(error) = fs::create_dir_all(RUNTIME).and_then(|()| fs::copy(&from, &to))
+        {
+            warn!("{} is not left at {}: {error}", from.display(), to.display());
+        }
     }
 }
 

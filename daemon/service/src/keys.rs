@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use nemos_api::{Error, ErrorKind};
 use nemos_host::keys::{
-    ChangeError, Given, Key, Keys, Memory, Moment, Recipient, Secret, has_tpm2, next_boot, order, policy, try_slot,
-    unlock, way,
+    ChangeError, Given, Key, Keys, Memory, Moment, Recipient, Secret, has_tpm2, next_boot, order, policy, tpm2_tokens,
+    try_slot, unlock, way,
 };
 use nemos_host::partitions::Disk;
 use nemos_model::Timestamp;
@@ -185,8 +185,11 @@ async fn take(service: &Arc<Service>, policy: &Policy, step: Step) -> Result<Key
 
 /// Tries what the next boot will try, and looks at what it will measure.
 pub async fn forecast_boot(service: &Arc<Service>) -> Result<Forecast, Error> {
-    let forecast =
-        work(service, |place, known, _| Ok(forecast(known.slots, &tried(place, known.slots), &next_boot()))).await?;
+    let forecast = work(service, |place, known, _| {
+        let tokens = tpm2_tokens(place.partition);
+        Ok(forecast(known.slots, &tried(place, known.slots), &tokens, &next_boot(place.partition)))
+    })
+    .await?;
     *service.keys.foreseen() = Some(forecast.clone());
     Ok(forecast)
 }

@@ -201,7 +201,8 @@ impl Cross {
 }
 
 /// Compiles what is the same wherever the source and cargo's own folder are: programs tell the paths of their source in
-/// panics. Flags of the user's own are not taken, for the same reason.
+/// panics. Flags of the user's own are not taken, for the same reason. Nor are times: a crate that embeds files with theirs takes
+/// this one instead, and always the same, for cargo compiles nothing anew when it changes.
 fn compile(source: &Path, cross: Option<&Cross>) -> Result<BTreeMap<String, PathBuf>, BuildError> {
     let home = env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = home.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")));
@@ -215,6 +216,7 @@ fn compile(source: &Path, cross: Option<&Cross>) -> Result<BTreeMap<String, Path
     let cargo = environment.iter().fold(Tool::new("cargo"), |cargo, (name, value)| cargo.env(name, value));
     let output = cargo
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
+        .env("SOURCE_DATE_EPOCH", "0")
         .args(["build", "--release", "--locked", "--quiet", "--message-format=json-render-diagnostics"])
         .arg("--manifest-path")
         .arg(source.join("Cargo.toml"))

@@ -6,6 +6,7 @@ use std::str::FromStr as _;
 use nemos_model::boot::PRELOADED_HASH_OPTION;
 use nemos_model::integrity::protection::{FEC_ROOTS, PROTECTION_OPTION};
 use nemos_model::keys::Policy;
+use nemos_model::keys::policy::BadPolicy;
 use nemos_model::overlay::archive::Policy as ImportPolicy;
 use nemos_model::partitions::Partition;
 
@@ -108,9 +109,15 @@ fn partitions(added: &BTreeMap<String, OwnPartition>) -> Checked {
 }
 
 fn keys(policy: &Policy) -> Checked {
-    policy.check().map_err(|error| match policy.named_twice() {
-        Some(index) => fault(["keys", "order", &index.to_string()], error.to_string()),
-        None => fault(["keys", "recovery-key"], error.to_string()),
+    policy.check().map_err(|error| {
+        let what = error.to_string();
+        match (error, policy.named_twice()) {
+            (BadPolicy::Unbound | BadPolicy::NotOfTheFirmware(_) | BadPolicy::PcrTwice(_), _) => {
+                fault(["keys", "tpm2-pcrs"], what)
+            }
+            (_, Some(index)) => fault(["keys", "order", &index.to_string()], what),
+            (_, None) => fault(["keys", "recovery-key"], what),
+        }
     })?;
     for (number, recipient) in policy.recipients.iter().enumerate() {
         if let Err(reason) = age::x25519::Recipient::from_str(recipient) {

@@ -122,6 +122,7 @@ fn a_mistake_is_found_by_its_line() {
         ),
         ("[keys]\norder = [\n    \"tpm2\",\n    \"luck\",\n]", "my.toml, line 6: unknown variant `luck`"),
         ("[keys]\norder = [\n    \"tpm2\",\n    \"tpm2\",\n]", "my.toml, line 6: tpm2 is in the order twice"),
+        ("[keys]\ntpm2-pcrs = [7, 11]", "my.toml, line 4: PCR 11 is not one of 0 to 7"),
         ("[overlay]\nvolatile-size = \"1GiB\"", "my.toml, line 4: `1GiB` is no amount of memory for changes"),
         (
             "[configurations]\nsigners = [\n    \"age1nobody\",\n]",

@@ -167,6 +167,27 @@ impl Disk {
         Ok(())
     }
 
+    /// Copies a file from the EFI system partition of another disk to this one's.
+    pub fn takes_from_esp(&mut self, other: &mut Disk, from: &str, to: &str) -> Result<(), Failed> {
+        let scratch = tempfile::tempdir()?;
+        let file = scratch.path().join("file");
+        let esp = |disk: &mut Disk| -> Result<String, Failed> {
+            let path = disk.bytes()?.to_owned();
+            let start = extent(&File::open(&path)?, Partition::Esp)?.start;
+            Ok(format!("{}@@{start}", path.display()))
+        };
+        for (image, from, to) in [
+            (esp(other)?, format!("::{from}"), file.display().to_string()),
+            (esp(self)?, file.display().to_string(), format!("::{to}")),
+        ] {
+            let copied = Command::new("mcopy").args(["-i", &image, &from, &to]).output()?;
+            if !copied.status.success() {
+                return Err(String::from_utf8_lossy(&copied.stderr).into_owned().into());
+            }
+        }
+        Ok(())
+    }
+
     /// Turns bytes of a partition into others.
     pub fn corrupt(&mut self, partition: Partition, offset: u64, length: usize) -> Result<(), Failed> {
         let inverted: Vec<u8> = self.read(partition, offset, length)?.into_iter().map(|byte| !byte).collect();

@@ -39,7 +39,8 @@ impl Signed {
         fresh(&self.folder.join("image/nemos-default.raw"))
     }
 
-    /// The image under test, signed, but its root hash with a key that the firmware does not trust.
+    /// The image under test, signed, but its root hash with a key that the firmware does not trust, and what a TPM measures of it
+    /// with another one, too.
     pub fn disk_with_another_root_key(&self) -> Result<Disk, Failed> {
         fresh(&self.folder.join("another-root-key/nemos-default.raw"))
     }

@@ -12,7 +12,7 @@ use tracing::{info, warn};
 
 use crate::command::CommandError;
 use crate::cryptsetup::CryptError;
-use crate::keys::{Key, Secret, header, way};
+use crate::keys::{Key, PolicyError, Secret, header, way};
 use crate::state::StateError;
 use crate::wipe::wipe;
 
@@ -63,6 +63,9 @@ pub enum ChangeError {
     /// There are two keys of the TPM already.
     #[error("the TPM keeps two keys of the volume, and tells them apart by their policy: remove one first")]
     Tpm2Full,
+    /// What the key would be bound to.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
     /// The copy of the header.
     #[error("cannot {action} the copy of the header {}: {source}", path.display())]
     Backup {

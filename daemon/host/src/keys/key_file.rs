@@ -1,21 +1,17 @@
 //! Key files on another device, as a USB stick: read where they are, and never written here.
 
-use std::fs::{self, File};
-use std::io;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use nemos_model::boot::REPORT_FILE;
 use nemos_model::keys::{Closed, FilePlace, Place, Provider, Slot};
-use rustix::fd::OwnedFd;
-use rustix::fs::{Mode, OFlags, ResolveFlags, open, openat2};
-use rustix::mount::MountAttrFlags;
 
 use crate::boot::read_report;
 use crate::keys::way::{Given, Moment, Way};
 use crate::keys::{ChangeError, Key, NewKey, Secret};
-use crate::mounts::{Mount, mounted_at};
+use crate::mounts::{open_below, root_of};
 use crate::partitions::disk_of;
 use crate::time::wait_for;
 
@@ -75,33 +71,8 @@ fn check(place: &FilePlace, secret: &Secret) -> Result<(), String> {
 fn read(place: &FilePlace, limit: Duration) -> Result<Secret, String> {
     let device = wait_for(limit, || fs::canonicalize(place.link()).ok());
     let device = device.ok_or_else(|| format!("the device with {} is not there", place.device()))?;
-    let root = root(&device)?;
-    let unreadable = |error: io::Error| format!("cannot read {place}: {error}");
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let file = openat2(&root, place.path().trim_start_matches('/'), flags, Mode::empty(), resolve);
-    let file = File::from(file.map_err(|error| unreadable(error.into()))?);
-    if !file.metadata().map_err(unreadable)?.is_file() {
-        return Err(format!("{place} is no file"));
-    }
-    Secret::read(file).map_err(|error| format!("cannot read {place}: {error}"))
-}
-
-/// The root of the file system on a device: where it is mounted, or a mount of our own that ends with it.
-fn root(device: &Path) -> Result<OwnedFd, String> {
-    if let Some(target) = mounted_at(device) {
-        let opened = open(&target, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
-        return opened.map_err(|error| format!("cannot open {}: {}", target.display(), io::Error::from(error)));
-    }
-    let source = device.to_string_lossy();
-    let mut refusal = String::new();
-    for fs_type in FILE_SYSTEMS {
-        let mut mount = Mount::new(fs_type, &source).read_only().data_only();
-        mount.attributes |= MountAttrFlags::MOUNT_ATTR_NOEXEC;
-        match mount.hidden() {
-            Ok(root) => return Ok(root),
-            Err(error) => refusal = error.to_string(),
-        }
-    }
-    Err(refusal)
+    let root = root_of(&device, &FILE_SYSTEMS)?;
+    let unreadable = |error: &dyn std::error::Error| format!("cannot read {place}: {error}");
+    let file = open_below(&root, place.path()).map_err(|error| unreadable(&error))?;
+    Secret::read(file).map_err(|error| unreadable(&error))
 }

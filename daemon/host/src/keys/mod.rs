@@ -10,7 +10,7 @@ mod escrow;
 mod header;
 mod key_file;
 mod lockout;
-mod measured;
+mod next_boot;
 mod passphrase;
 mod pkcs11;
 mod policy;
@@ -24,10 +24,10 @@ pub use change::{BACKUP, ChangeError, Keys, Memory, NewKey, destroy_backup};
 pub use escrow::{EscrowError, Recipient};
 pub(crate) use header::{keyslot, open_by_token, pbkdf, record};
 pub use header::{slots, try_key, try_secret};
-pub use measured::next_boot;
+pub use next_boot::next_boot;
 pub use policy::{PolicyError, order, policy};
 pub use secret::{KeyFileError, Secret, SecretError, read_key_file};
-pub use tpm2::has_tpm2;
+pub use tpm2::{has_tpm2, tpm2_tokens};
 pub use way::{Given, Moment, Unlocked, Way, try_slot, unlock, way};
 
 /// What opens a volume.

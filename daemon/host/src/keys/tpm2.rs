@@ -1,31 +1,32 @@
 //! Keys that a TPM 2.0 keeps, as systemd has them: its token in the header, its plugin for libcryptsetup, its program to enrol.
 //!
-//! The TPM gives the key out as long as PCR 7 is what it was: Secure Boot is on or off as it was, and trusts the same keys. A new
-//! image that is signed with the same key changes nothing of that.
-//!
-//! Not bound to a signature over PCR 11 besides, which images that are signed carry. It would be good for the initrd alone, and the
-//! running system could neither see that such a key opens the volume, nor rotate it or add another with it when nobody is there
-//! (`--unlock-file`). Signed for the running system, too, it would add to PCR 7 that the image is signed with the PCR key: but PCR 7
-//! holds the certificate that the image was signed with, and who signs with the one signs with the other.
+//! The TPM gives the key out as long as the registers that the image's policy of keys names are what they were: PCR 7, if it names
+//! none. That is, Secure Boot is on or off as it was, and trusts the same keys. If the image brings a signature over what is measured
+//! of it (PCR 11), the TPM asks for such a signature, too, by the same key: without Secure Boot, PCR 7 is the same for whatever
+//! somebody starts on the device. The signature is good in the initrd and in the system that it starts, so that both can show
+//! that the key opens the volume.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::path::Path;
 
-use nemos_model::keys::slot::{TPM2_TOKEN_TYPE, Tpm2Token, tpm2_tokens};
+use nemos_model::keys::slot::{self, TPM2_TOKEN_TYPE, Tpm2Token};
 use nemos_model::keys::{Closed, KeyslotId, Provider, Slot};
+use nemos_model::overlay::LOWER_MOUNT;
+use nemos_model::uki::pcr::{PCR, PUBLIC_KEY_FILE, RUNTIME};
 
 use crate::cryptsetup::CryptError;
 use crate::integrity::scrub::header::metadata;
 use crate::keys::lockout::lockout;
 use crate::keys::way::{Given, Moment, Way};
-use crate::keys::{ChangeError, Key, NewKey, Token, cryptenroll};
+use crate::keys::{ChangeError, Key, NewKey, Token, cryptenroll, policy};
 
 /// How the kernel shares a TPM 2.0 among those who use it.
 pub(super) const DEVICE: &str = "/dev/tpmrm0";
-/// An enrolment with the policy of one that is there does nothing, so a rotation takes the other one. PCR 14 is not extended by
-/// anything on a device of ours.
-const POLICIES: [&str; 2] = ["7", "7+14"];
+/// An enrolment with the policy of one that is there does nothing, so a rotation has this one in its policy, or has not. It is not
+/// extended by anything on a device of ours.
+const SPARE_PCR: u8 = 14;
 
 /// What the device's TPM keeps.
 const KEY: Key = Key::Token(Token { kind: TPM2_TOKEN_TYPE, pin: None });
@@ -77,14 +78,30 @@ pub(super) fn ask(device: &Path, command: &[u8]) -> io::Result<Vec<u8>> {
 }
 
 /// The tokens of a TPM, the newest key first.
-fn tokens(partition: &Path) -> Vec<Tpm2Token> {
-    metadata(partition).ok().flatten().map(|metadata| tpm2_tokens(&metadata)).unwrap_or_default()
+pub fn tpm2_tokens(partition: &Path) -> Vec<Tpm2Token> {
+    metadata(partition).ok().flatten().map(|metadata| slot::tpm2_tokens(&metadata)).unwrap_or_default()
 }
 
 /// Has the TPM make a key for the lowest key slot that is free.
 fn enroll(partition: &Path, unlock: &Key) -> Result<(), ChangeError> {
-    let is_free = |policy: &&&str| tokens(partition).iter().all(|token| token.pcrs() != ***policy);
-    let policy = POLICIES.iter().find(is_free).ok_or(ChangeError::Tpm2Full)?;
-    let pcrs = format!("--tpm2-pcrs={policy}");
-    cryptenroll::enroll(partition, unlock, &["--tpm2-device=auto", &pcrs, "--tpm2-public-key="], None)
+    let pcrs = policy(Path::new(LOWER_MOUNT))?.tpm2_pcrs;
+    let there = tpm2_tokens(partition);
+    let is_free = |policy: &String| there.iter().all(|token| token.pcrs() != *policy);
+    let policies = [&[][..], &[SPARE_PCR]].map(|spare| named(&[&pcrs, spare].concat()));
+    let pcrs = format!("--tpm2-pcrs={}", policies.into_iter().find(is_free).ok_or(ChangeError::Tpm2Full)?);
+    let mut arguments = vec!["--tpm2-device=auto", &pcrs];
+    let signer = Path::new(RUNTIME).join(PUBLIC_KEY_FILE);
+    let signed = [format!("--tpm2-public-key={}", signer.display()), format!("--tpm2-public-key-pcrs={PCR}")];
+    if signer.exists() {
+        arguments.extend(signed.iter().map(String::as_str));
+    } else {
+        arguments.push("--tpm2-public-key=");
+    }
+    cryptenroll::enroll(partition, unlock, &arguments, None)
+}
+
+/// Registers as systemd-cryptenroll(1) has them, in the order in which a token has them.
+fn named(pcrs: &[u8]) -> String {
+    let sorted: BTreeSet<&u8> = pcrs.iter().collect();
+    sorted.into_iter().map(u8::to_string).collect::<Vec<_>>().join("+")
 }

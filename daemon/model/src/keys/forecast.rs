@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use crate::health::{Finding, Health};
 use crate::keys::Provider;
-use crate::keys::measured::NextBoot;
-use crate::keys::slot::{KeyslotId, Origin, Slot};
+use crate::keys::next_boot::NextBoot;
+use crate::keys::slot::{KeyslotId, Origin, Slot, Tpm2Token};
 use crate::words::words;
 
 words! {
@@ -54,9 +54,18 @@ pub enum Closed {
 /// What came of trying, for each key slot that a provider may fit: the one that opens it, or why none does.
 pub type Tried = BTreeMap<KeyslotId, Result<Provider, Closed>>;
 
-/// Forecasts the next boot.
-pub fn forecast(slots: &[Slot], tried: &Tried, next: &NextBoot) -> Forecast {
-    let ways: Vec<Way> = slots.iter().map(|slot| way(slot, tried, next)).collect();
+/// Forecasts the next boot. The tokens say what the keys of the TPM are bound to.
+pub fn forecast(slots: &[Slot], tried: &Tried, tokens: &[Tpm2Token], next: &NextBoot) -> Forecast {
+    let ways = slots.iter().map(|slot| {
+        let now = way(slot, tried);
+        let token = tokens.iter().find(|token| token.slot == slot.id);
+        match (next.refusal(), now.outlook, token) {
+            (Some(why), ..) => Way { outlook: Outlook::LockedOut, why, ..now },
+            (None, Outlook::ByItself, Some(token)) => kept(now, next.keeps(token)),
+            (None, ..) => now,
+        }
+    });
+    let ways: Vec<Way> = ways.collect();
     let has = |outlook: &Outlook| ways.iter().any(|way: &Way| way.outlook == *outlook);
     let outlook = Outlook::ALL.iter().copied().find(has);
     Forecast { outlook: outlook.unwrap_or(Outlook::LockedOut), ways }
@@ -85,17 +94,15 @@ impl Forecast {
     }
 }
 
-fn way(slot: &Slot, tried: &Tried, next: &NextBoot) -> Way {
+/// As it is now.
+fn way(slot: &Slot, tried: &Tried) -> Way {
     let named = match &slot.origin {
         Origin::Recorded(record) => record.provider.name().to_owned(),
         Origin::Foreign(kind) => kind.clone(),
         Origin::Unrecorded => "unknown".to_owned(),
     };
     let (provider, outlook, why) = match tried.get(&slot.id) {
-        Some(Ok(provider)) => {
-            let (outlook, why) = at_the_next_boot(*provider, next);
-            (provider.name().to_owned(), outlook, why)
-        }
+        Some(Ok(provider)) => (provider.name().to_owned(), Outlook::ByItself, "it was tried now".to_owned()),
         Some(Err(Closed::NeedsSomebody(what))) => (named, Outlook::NeedsSomebody, what.clone()),
         Some(Err(Closed::Locked(why))) => (named, Outlook::LockedOut, why.clone()),
         None => (named, Outlook::LockedOut, "nothing that nemos-initrd knows opens it".to_owned()),
@@ -103,21 +110,16 @@ fn way(slot: &Slot, tried: &Tried, next: &NextBoot) -> Way {
     Way { slot: slot.id, provider, outlook, why }
 }
 
-/// Of a way that is open now.
-fn at_the_next_boot(provider: Provider, next: &NextBoot) -> (Outlook, String) {
-    match (provider, next) {
-        (Provider::Tpm2, NextBoot::Differs(variables)) => {
-            let why = format!(
-                "it opens now, and not at the next boot: Secure Boot's {} changed since this one began, and the TPM's key is bound to them (PCR 7)",
-                variables.join(", ")
-            );
-            (Outlook::LockedOut, why)
-        }
-        (Provider::Tpm2, NextBoot::Unknown(why)) => (
-            Outlook::ByItself,
-            format!("it was tried now; whether Secure Boot is the same at the next boot is not known: {why}"),
-        ),
-        _ => (Outlook::ByItself, "it was tried now".to_owned()),
+/// What becomes of a way that is open now.
+fn kept(now: Way, kept: Result<Vec<String>, String>) -> Way {
+    match kept {
+        Err(lost) => Way {
+            outlook: Outlook::LockedOut,
+            why: format!("it opens now, and not at the next boot: {lost}, and the TPM's key is bound to that"),
+            ..now
+        },
+        Ok(unknown) if unknown.is_empty() => now,
+        Ok(unknown) => Way { why: format!("{}; not known is {}", now.why, unknown.join(", and ")), ..now },
     }
 }
 
@@ -126,6 +128,14 @@ mod tests {
     use super::*;
     use crate::Timestamp;
     use crate::keys::Record;
+    use crate::keys::next_boot::{KernelImage, SecureBoot};
+    use crate::keys::slot::tpm2_tokens;
+    use serde_json::json;
+
+    fn same() -> NextBoot {
+        let image = KernelImage::Starts { is_same: true, is_trusted_as_now: true, signed_for_tpm: None };
+        NextBoot { secure_boot: SecureBoot::Same, image }
+    }
 
     #[test]
     fn the_best_way_counts_and_each_says_why() {
@@ -140,7 +150,7 @@ mod tests {
             tried
         };
         let forecast =
-            |slots: &[Slot], tried: &Tried| forecast(slots, &typed_at_the_console(tried.clone()), &NextBoot::Same);
+            |slots: &[Slot], tried: &Tried| forecast(slots, &typed_at_the_console(tried.clone()), &[], &same());
         let outlook = |slots: &[Slot], tried: Tried| forecast(slots, &tried).outlook;
         let opens = |number, provider| Tried::from([(id(number), Ok(provider))]);
         let fails = |number| Tried::from([(id(number), Err(Closed::Locked("the TPM says no".to_owned())))]);
@@ -162,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tpm_that_opens_now_does_not_once_secure_boot_was_changed() {
+    fn a_tpm_that_opens_now_does_not_once_something_was_changed() {
         let recorded = |number: u32, provider| Slot {
             id: number.try_into().unwrap(),
             origin: Origin::Recorded(Record { provider, created: Timestamp(0), place: None }),
@@ -172,17 +182,34 @@ mod tests {
             Provider::RecoveryKey => Some((slot.id, Err(Closed::NeedsSomebody("somebody types it".to_owned())))),
             provider => Some((slot.id, Ok(provider))),
         };
-        let told = |slots: &[Slot], next| forecast(slots, &slots.iter().filter_map(opens).collect(), &next);
-        let differs = || NextBoot::Differs(vec!["db".into(), "dbx".into()]);
-        let changed = told(&slots[..2], differs());
+        let tokens = tpm2_tokens(&json!({
+            "tokens": {"0": {"type": "systemd-tpm2", "keyslots": ["0"], "tpm2-pcrs": [7]}}, "keyslots": {"0": {}},
+        }));
+        let told =
+            |slots: &[Slot], next: &NextBoot| forecast(slots, &slots.iter().filter_map(opens).collect(), &tokens, next);
+        let differs = NextBoot { secure_boot: SecureBoot::Differs(vec!["db".into()]), ..same() };
+        let changed = told(&slots[..2], &differs);
         assert_eq!(changed.outlook, Outlook::NeedsSomebody);
-        assert!(changed.ways[0].why.contains("Secure Boot's db, dbx changed"), "{changed:?}");
+        assert!(changed.ways[0].why.contains("Secure Boot's db changed"), "{changed:?}");
         assert_eq!(changed.finding().unwrap().health, Health::Warning);
-        assert_eq!(told(&slots[..1], differs()).finding().unwrap().health, Health::Critical);
-        let unknown = told(&slots[..2], NextBoot::Unknown("there is no log".into()));
+        assert_eq!(told(&slots[..1], &differs).finding().unwrap().health, Health::Critical);
+        assert_eq!(told(&slots[2..], &differs).outlook, Outlook::ByItself, "the demo key is bound to nothing");
+        let unknown = told(&slots[..2], &NextBoot { secure_boot: SecureBoot::Unknown("no log".into()), ..same() });
         assert_eq!(unknown.outlook, Outlook::ByItself);
-        assert!(unknown.ways[0].why.ends_with("is not known: there is no log"), "{unknown:?}");
-        let demo_key = told(&slots[2..], differs());
-        assert_eq!(demo_key.outlook, Outlook::ByItself, "it is bound to nothing");
+        assert!(unknown.ways[0].why.ends_with("whether Secure Boot is the same: no log"), "{unknown:?}");
+    }
+
+    #[test]
+    fn nothing_opens_what_does_not_start() {
+        let slots = [0, 1].map(|number: u32| Slot { id: number.try_into().unwrap(), origin: Origin::Unrecorded });
+        let tried = Tried::from([
+            (slots[0].id, Ok(Provider::DemoKey)),
+            (slots[1].id, Err(Closed::NeedsSomebody("somebody types it".to_owned()))),
+        ]);
+        let refused = NextBoot { image: KernelImage::Refused("it is not signed".into()), ..same() };
+        let told = forecast(&slots, &tried, &[], &refused);
+        assert_eq!(told.outlook, Outlook::LockedOut);
+        assert!(told.ways.iter().all(|way| way.why.ends_with("on the ESP: it is not signed")), "{told:?}");
+        assert_eq!(told.finding().unwrap().health, Health::Critical);
     }
 }

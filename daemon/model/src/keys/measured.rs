@@ -1,36 +1,53 @@
-//! What the firmware measured of Secure Boot at this boot, and whether the next one measures the same.
+//! What the firmware measured at this boot: the variables that Secure Boot decides by, and the programs that it started.
 //!
-//! A key of the TPM is given out as long as PCR 7 is what it was. The firmware extends PCR 7 with the variables that Secure Boot
-//! decides by (`SecureBoot`, `PK`, `KEK`, `db`, `dbx`), and logs their values. A running system can change them, with an update
-//! that is signed: the next boot then measures something else.
+//! A key of the TPM is given out as long as PCR 7 is what it was. The firmware extends it with those variables (`SecureBoot`, `PK`,
+//! `KEK`, `db`, `dbx`), and with the certificate of `db` that a program was signed with which it started; PCR 4 with the programs.
+//! All of that is in its log.
 //!
-//! ```text
-//!     log of this boot: name, vendor, value --is it still the value?--> no: the next boot gets no key of the TPM
-//! ```
-//!
-//! PCR 7 also holds which certificate of `db` the kernel's image was signed with. Whether another image is on the disk by now,
-//! and what it is signed with, is not looked at.
-//!
-//! Sources: TCG PC Client Platform Firmware Profile Specification 1.05, 3.3.4 (what PCR 7 holds) and 10 (the log); UEFI 2.10, 8.2.
+//! Sources: TCG PC Client Platform Firmware Profile Specification 1.05, 3.3.4 (what the PCRs hold) and 10 (the log); UEFI 2.10, 8.2
+//! and 32.4.1 (signature lists).
 
 use thiserror::Error;
-use uuid::Uuid;
+use uuid::{Uuid, uuid};
+
+use crate::uki::pcr::Digest;
 
 /// Where the kernel shows the log.
 pub const LOG: &str = "/sys/kernel/security/tpm0/binary_bios_measurements";
 /// Where it shows the variables, each in a file of its own.
 pub const VARIABLES: &str = "/sys/firmware/efi/efivars";
 
-/// The PCR that is about Secure Boot.
-const SECURE_BOOT_PCR: u32 = 7;
-/// `EV_NO_ACTION`, of which the first event says how the others are written, and `EV_EFI_VARIABLE_DRIVER_CONFIG`.
+/// The PCR that is about Secure Boot; the last that the firmware extends.
+pub const SECURE_BOOT_PCR: u8 = 7;
+/// The PCR that is about programs.
+pub const PROGRAMS_PCR: u8 = 4;
+/// `EV_NO_ACTION`, of which the first event says how the others are written.
 const NO_ACTION: u32 = 3;
+/// `EV_EFI_VARIABLE_DRIVER_CONFIG`, `EV_EFI_VARIABLE_AUTHORITY` and `EV_EFI_BOOT_SERVICES_APPLICATION`.
 const VARIABLE: u32 = 0x8000_0001;
+const AUTHORITY: u32 = 0x8000_00e0;
+const PROGRAM: u32 = 0x8000_0003;
 /// Bytes of a digest of SHA-1, which the first event has for the programs of old.
 const SHA1: usize = 20;
+/// `TPM_ALG_SHA256`.
+const SHA256: u16 = 0x0b;
+/// `EFI_CERT_X509_GUID`, the type of a list of certificates; before each of them stands who put it there.
+const X509: Uuid = uuid!("a5c059a1-94e4-4aa7-87b5-ab155c2bf072");
+const OWNER: usize = 16;
 const SIGNATURE: &[u8] = b"Spec ID Event03\0";
 /// Before the value in a file of efivarfs.
 const ATTRIBUTES: usize = 4;
+
+/// What the firmware measured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Measured {
+    /// The variables of Secure Boot.
+    pub variables: Vec<Variable>,
+    /// Certificates of `db`, in DER, that a program was signed with which it started.
+    pub authorities: Vec<Vec<u8>>,
+    /// Those programs.
+    pub programs: Vec<Digest>,
+}
 
 /// A variable of the firmware, as it was measured.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,17 +72,6 @@ pub enum BadLog {
     Name,
 }
 
-/// What of PCR 7 the next boot measures.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum NextBoot {
-    /// What this one did, as far as variables go.
-    Same,
-    /// These variables have another value now.
-    Differs(Vec<String>),
-    /// That cannot be told, and why.
-    Unknown(String),
-}
-
 impl Variable {
     /// The name of its file in [`VARIABLES`].
     pub fn file_name(&self) -> String {
@@ -78,18 +84,69 @@ impl Variable {
     }
 }
 
-/// The variables of Secure Boot, as they were measured.
-pub fn variables(log: &[u8]) -> Result<Vec<Variable>, BadLog> {
-    let mut log = Reader(log);
-    let digests = announced(&mut log).ok_or(BadLog::Format)?;
-    let mut variables = Vec::new();
-    while !log.0.is_empty() {
-        let (pcr, kind, event) = event(&mut log, &digests).ok_or(BadLog::Damaged)?;
-        if (pcr, kind) == (SECURE_BOOT_PCR, VARIABLE) {
-            variables.push(variable(&mut Reader(event))?);
+impl Measured {
+    /// Reads the log.
+    pub fn parse(log: &[u8]) -> Result<Self, BadLog> {
+        let mut log = Reader(log);
+        let digests = announced(&mut log).ok_or(BadLog::Format)?;
+        let mut measured = Measured { variables: Vec::new(), authorities: Vec::new(), programs: Vec::new() };
+        while !log.0.is_empty() {
+            let Event { pcr, kind, sha256, data } = event(&mut log, &digests).ok_or(BadLog::Damaged)?;
+            match (u8::try_from(pcr), kind) {
+                (Ok(SECURE_BOOT_PCR), VARIABLE) => measured.variables.push(variable(&mut Reader(data))?),
+                (Ok(SECURE_BOOT_PCR), AUTHORITY) => {
+                    let Variable { value, .. } = variable(&mut Reader(data))?;
+                    measured.authorities.extend(value.get(OWNER..).map(<[u8]>::to_vec));
+                }
+                (Ok(PROGRAMS_PCR), PROGRAM) => measured.programs.extend(sha256),
+                _ => {}
+            }
         }
+        Ok(measured)
     }
-    Ok(variables)
+
+    /// Whether the firmware starts only what it trusts.
+    pub fn is_secured(&self) -> bool {
+        self.variables.iter().any(|variable| variable.name == "SecureBoot" && variable.value == [1])
+    }
+
+    /// The variable of the certificates that it trusts.
+    pub fn trusted(&self) -> Option<&Variable> {
+        self.variables.iter().find(|variable| variable.name == "db")
+    }
+}
+
+/// The certificates in a file of `db`, in DER, as far as it can be read.
+pub fn certificates(file: &[u8]) -> Vec<&[u8]> {
+    let mut lists = Reader(file.get(ATTRIBUTES..).unwrap_or_default());
+    let mut found = Vec::new();
+    while let Some(list) = signature_list(&mut lists) {
+        found.extend(list);
+    }
+    found
+}
+
+/// The certificates of an `EFI_SIGNATURE_LIST`; none if it is of something else.
+fn signature_list<'a>(lists: &mut Reader<'a>) -> Option<Vec<&'a [u8]>> {
+    /// Bytes of its type and its three sizes.
+    const HEADER: usize = 28;
+    let kind = Uuid::from_slice_le(lists.bytes(16)?).ok()?;
+    let [size, header, each] = [lists.u32()?, lists.u32()?, lists.u32()?].map(|size| size as usize);
+    let mut list = Reader(lists.bytes(size.checked_sub(HEADER)?)?);
+    list.bytes(header)?;
+    if kind != X509 || each <= OWNER {
+        return Some(Vec::new());
+    }
+    Some(list.0.chunks_exact(each).map(|signature| &signature[OWNER..]).collect())
+}
+
+/// A `TCG_PCR_EVENT2`.
+struct Event<'a> {
+    pcr: u32,
+    kind: u32,
+    /// What the bank of SHA-256 was extended with.
+    sha256: Option<Digest>,
+    data: &'a [u8],
 }
 
 /// The algorithms of the digests, and their lengths: `TCG_EfiSpecIdEvent`, in a `TCG_PCR_EVENT`.
@@ -105,16 +162,19 @@ fn announced(log: &mut Reader<'_>) -> Option<Vec<(u16, usize)>> {
     (0..event.u32()?).map(|_| Some((event.u16()?, event.u16()?.into()))).collect()
 }
 
-/// The PCR, the type and the data of a `TCG_PCR_EVENT2`.
-fn event<'a>(log: &mut Reader<'a>, digests: &[(u16, usize)]) -> Option<(u32, u32, &'a [u8])> {
+fn event<'a>(log: &mut Reader<'a>, digests: &[(u16, usize)]) -> Option<Event<'a>> {
     let (pcr, kind) = (log.u32()?, log.u32()?);
+    let mut sha256 = None;
     for _ in 0..log.u32()? {
         let algorithm = log.u16()?;
         let (_, length) = digests.iter().find(|(known, _)| *known == algorithm)?;
-        log.bytes(*length)?;
+        let digest = log.bytes(*length)?;
+        if algorithm == SHA256 {
+            sha256 = digest.try_into().ok().map(Digest::from_bytes);
+        }
     }
     let size = log.u32()?;
-    Some((pcr, kind, log.bytes(size.try_into().ok()?)?))
+    Some(Event { pcr, kind, sha256, data: log.bytes(size.try_into().ok()?)? })
 }
 
 /// A `UEFI_VARIABLE_DATA`. The name becomes that of a file.
@@ -162,11 +222,11 @@ impl<'a> Reader<'a> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const SHA256: (u16, usize) = (0x0b, 32);
+    const SHA256: (u16, usize) = (super::SHA256, 32);
     const VENDOR: Uuid = Uuid::from_u128(0xd719_b2cb_3d3a_4596_a3bc_dad0_0e67_656f);
 
     fn number(number: usize) -> [u8; 4] {
@@ -183,16 +243,38 @@ mod tests {
         [&number(0)[..], &NO_ACTION.to_le_bytes(), &[0; SHA1], &number(event.len()), &event].concat()
     }
 
-    fn logged(pcr: u32, kind: u32, event: &[u8]) -> Vec<u8> {
+    fn logged(pcr: u8, kind: u32, event: &[u8]) -> Vec<u8> {
         let (algorithm, length) = SHA256;
         let digest = [&algorithm.to_le_bytes()[..], &vec![7; length]].concat();
-        [&pcr.to_le_bytes()[..], &kind.to_le_bytes(), &number(1), &digest, &number(event.len()), event].concat()
+        [&u32::from(pcr).to_le_bytes()[..], &kind.to_le_bytes(), &number(1), &digest, &number(event.len()), event]
+            .concat()
     }
 
     fn measured(name: &str, value: &[u8]) -> Vec<u8> {
         let wide: Vec<u8> = name.encode_utf16().flat_map(u16::to_le_bytes).collect();
         let lengths = [wide.len() as u64 / 2, value.len() as u64].map(u64::to_le_bytes).concat();
         [&VENDOR.to_bytes_le()[..], &lengths, &wide, value].concat()
+    }
+
+    fn list(kind: Uuid, each: usize, content: &[u8]) -> Vec<u8> {
+        [&kind.to_bytes_le()[..], &number(28 + content.len()), &number(0), &number(each), content].concat()
+    }
+
+    /// A file of `db` with these certificates.
+    pub fn db(certificates: &[&[u8]]) -> Vec<u8> {
+        let lists = certificates
+            .iter()
+            .map(|certificate| list(X509, OWNER + certificate.len(), &[&[0; OWNER][..], certificate].concat()));
+        [vec![vec![0; ATTRIBUTES]], lists.collect()].concat().concat()
+    }
+
+    /// A log of a boot that started one program, which was signed with a certificate.
+    pub fn log(secured: bool, certificate: &[u8], program: Digest) -> Vec<u8> {
+        let mut started = logged(PROGRAMS_PCR, PROGRAM, b"where it was");
+        started[14..46].copy_from_slice(program.as_bytes());
+        let authority = logged(7, AUTHORITY, &measured("db", &[&[0; OWNER][..], certificate].concat()));
+        let secure_boot = logged(7, VARIABLE, &measured("SecureBoot", &[secured.into()]));
+        [beginning(&[SHA256]), secure_boot, authority, started].concat()
     }
 
     #[test]
@@ -202,26 +284,47 @@ mod tests {
             logged(0, 8, b"a version"),
             logged(SECURE_BOOT_PCR, VARIABLE, &measured("db", b"keys")),
             logged(SECURE_BOOT_PCR, VARIABLE, &measured("dbx", b"")),
-            logged(SECURE_BOOT_PCR, 0x8000_00e0, &measured("db", b"the one that was used")),
+            logged(SECURE_BOOT_PCR, AUTHORITY, &measured("db", b"sixteen of owner; the certificate")),
             logged(1, VARIABLE, &measured("BootOrder", b"\0\0")),
+            logged(PROGRAMS_PCR, PROGRAM, b"where it was"),
         ];
-        let found = variables(&log.concat()).unwrap();
+        let Measured { variables: found, authorities, programs } = Measured::parse(&log.concat()).unwrap();
         let names: Vec<_> = found.iter().map(Variable::file_name).collect();
         assert_eq!(names, ["db", "dbx"].map(|name| format!("{name}-d719b2cb-3d3a-4596-a3bc-dad00e67656f")));
         assert!(found[0].is_still(b"\x27\0\0\0keys"));
         assert!(!found[0].is_still(b"\x27\0\0\0keys and one more"));
         assert!(!found[0].is_still(b""), "it was deleted");
         assert!(found[1].is_still(b"") && !found[1].is_still(b"\x27\0\0\0revoked"));
+        assert_eq!(authorities, [b"; the certificate"]);
+        assert_eq!(programs, [Digest::from_bytes([7; 32])]);
+    }
+
+    #[test]
+    fn secure_boot_is_on_when_its_variable_says_so() {
+        let of = |value: &[u8]| [beginning(&[SHA256]), logged(7, VARIABLE, &measured("SecureBoot", value))].concat();
+        let is_secured = |value| Measured::parse(&of(value)).unwrap().is_secured();
+        assert!(is_secured(&[1]));
+        assert!(!is_secured(&[0]) && !is_secured(&[]));
+    }
+
+    #[test]
+    fn certificates_are_found_among_what_else_is_trusted() {
+        let two = list(X509, 18, b"sixteen of owneraasixteen of ownerbb");
+        let hashes = list(Uuid::nil(), 48, &[9; 48]);
+        let file = [b"\x27\0\0\0".as_slice(), &hashes, &two, &list(X509, 17, b"sixteen of ownerc")].concat();
+        assert_eq!(certificates(&file), [b"aa".as_slice(), b"bb", b"c"]);
+        assert_eq!(certificates(&file[..file.len() - 1]).len(), 2, "the last is cut off");
+        assert_eq!(certificates(b""), Vec::<&[u8]>::new());
     }
 
     #[test]
     fn a_log_that_cannot_be_read_says_so() {
-        assert_eq!(variables(b""), Err(BadLog::Format));
-        assert_eq!(variables(&logged(0, NO_ACTION, SIGNATURE)), Err(BadLog::Format), "a log of TPM 1.2");
-        let strange = |event: Vec<u8>| variables(&[beginning(&[SHA256]), event].concat());
+        assert_eq!(Measured::parse(b""), Err(BadLog::Format));
+        assert_eq!(Measured::parse(&logged(0, NO_ACTION, SIGNATURE)), Err(BadLog::Format), "a log of TPM 1.2");
+        let strange = |event: Vec<u8>| Measured::parse(&[beginning(&[SHA256]), event].concat());
         assert_eq!(strange(b"\0".to_vec()), Err(BadLog::Damaged));
         let unannounced = [beginning(&[(4, SHA1)]), logged(0, 8, b"")].concat();
-        assert_eq!(variables(&unannounced), Err(BadLog::Damaged));
+        assert_eq!(Measured::parse(&unannounced), Err(BadLog::Damaged));
         assert_eq!(strange(logged(7, VARIABLE, b"short")), Err(BadLog::Damaged));
         for name in ["../shadow", "", "d\u{e4}"] {
             assert_eq!(strange(logged(7, VARIABLE, &measured(name, b""))), Err(BadLog::Name), "{name}");
@@ -236,7 +339,7 @@ mod tests {
             values in prop::collection::vec(("[A-Za-z0-9]{1,12}", prop::collection::vec(any::<u8>(), 0..200)), 0..8),
         ) {
             let events = values.iter().map(|(name, value)| logged(7, VARIABLE, &measured(name, value)));
-            let found = variables(&[vec![beginning(&[SHA256])], events.collect()].concat().concat()).unwrap();
+            let found = Measured::parse(&[vec![beginning(&[SHA256])], events.collect()].concat().concat()).unwrap().variables;
             prop_assert_eq!(found.len(), values.len());
             for (variable, (name, value)) in found.iter().zip(&values) {
                 prop_assert_eq!(&variable.name, name);
@@ -248,12 +351,13 @@ mod tests {
         #[test]
         fn no_log_is_too_strange(noise: Vec<u8>, at in 0..200usize, byte: u8) {
             let mut log = [beginning(&[SHA256]), logged(7, VARIABLE, &measured("db", b"keys"))].concat();
-            let _ = variables(&[log.as_slice(), &noise].concat());
+            let _ = Measured::parse(&[log.as_slice(), &noise].concat());
             let at = at % log.len();
             log[at] = byte;
-            let _ = variables(&log);
-            prop_assert!(variables(&log[..at]).is_err() || at == beginning(&[SHA256]).len());
-            let _ = variables(&noise);
+            let _ = Measured::parse(&log);
+            prop_assert!(Measured::parse(&log[..at]).is_err() || at == beginning(&[SHA256]).len());
+            let _ = Measured::parse(&noise);
+            let _ = certificates(&noise);
         }
     }
 }

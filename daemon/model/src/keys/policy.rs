@@ -6,6 +6,7 @@
 //!
 //! Without a TPM the demo key stays, and health says so. Once it is gone, the keys are their owner's, and the policy rests.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -13,6 +14,7 @@ use thiserror::Error;
 
 use crate::keys::Provider;
 use crate::keys::change::Known;
+use crate::keys::measured::SECURE_BOOT_PCR;
 use crate::keys::slot::KeyslotId;
 
 /// Where the policy is in the root; read it below [`LOWER_MOUNT`](crate::overlay::LOWER_MOUNT), which is verified. Without the
@@ -20,11 +22,14 @@ use crate::keys::slot::KeyslotId;
 pub const FILE: &str = "usr/share/nemos/keys.json";
 
 /// The policy: also the table `[keys]` of a recipe.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Policy {
     /// The TPM opens the overlay, where there is one.
     pub tpm2: bool,
+    /// Registers that must be what they were for it: 0 to 7, which the firmware extends before it starts the kernel's image. What
+    /// that image must be is said by its signature over PCR 11, if it has one.
+    pub tpm2_pcrs: Vec<u8>,
     /// So does a recovery key, for when the TPM does not.
     pub recovery_key: bool,
     /// Whose age keys (`age1...`) a recovery key is sealed for. Without any, somebody has to have it made and write it down
@@ -39,6 +44,15 @@ pub struct Policy {
 /// A policy that cannot be carried out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum BadPolicy {
+    /// A key of the TPM that every boot gets.
+    #[error("there is no register in tpm2-pcrs: any system that runs on the device would get the key")]
+    Unbound,
+    /// It changes while the system runs, or with each image.
+    #[error("PCR {0} is not one of 0 to 7, which the firmware extends before it starts the kernel's image")]
+    NotOfTheFirmware(u8),
+    /// A register has one value.
+    #[error("PCR {0} is in tpm2-pcrs twice")]
+    PcrTwice(u8),
     /// A recovery key alone would have somebody type it at each boot.
     #[error("a recovery-key is for when the TPM does not open the overlay: set tpm2, too")]
     RecoveryAlone,
@@ -71,15 +85,36 @@ impl fmt::Display for Step {
     }
 }
 
+impl Default for Policy {
+    fn default() -> Self {
+        let tpm2_pcrs = vec![SECURE_BOOT_PCR];
+        Policy { tpm2: false, tpm2_pcrs, recovery_key: false, recipients: Vec::new(), order: Vec::new() }
+    }
+}
+
 impl Policy {
     /// Whether it can be carried out.
     pub fn check(&self) -> Result<(), BadPolicy> {
+        self.check_pcrs()?;
         match (self.named_twice(), self.tpm2, self.recovery_key) {
             (Some(index), ..) => Err(BadPolicy::Twice(self.order[index])),
             (None, false, true) => Err(BadPolicy::RecoveryAlone),
             (None, _, false) if !self.recipients.is_empty() => Err(BadPolicy::NothingToSeal),
             _ => Ok(()),
         }
+    }
+
+    fn check_pcrs(&self) -> Result<(), BadPolicy> {
+        let mut seen = BTreeSet::new();
+        for pcr in &self.tpm2_pcrs {
+            if *pcr > SECURE_BOOT_PCR {
+                return Err(BadPolicy::NotOfTheFirmware(*pcr));
+            }
+            if !seen.insert(pcr) {
+                return Err(BadPolicy::PcrTwice(*pcr));
+            }
+        }
+        if seen.is_empty() { Err(BadPolicy::Unbound) } else { Ok(()) }
     }
 
     /// Where in the order a provider is that was named before.
@@ -128,7 +163,7 @@ mod tests {
 
     fn policy(recipients: &[&str]) -> Policy {
         let recipients = recipients.iter().map(ToString::to_string).collect();
-        Policy { tpm2: true, recovery_key: true, recipients, order: Vec::new() }
+        Policy { tpm2: true, recovery_key: true, recipients, ..Policy::default() }
     }
 
     fn next(policy: &Policy, providers: &[Provider], opened_by: u32, has_tpm2: bool) -> Option<Step> {
@@ -163,6 +198,11 @@ mod tests {
         assert_eq!(policy(&["age1fleet"]).check(), Ok(()));
         let order = vec![Provider::DemoKey, Provider::Tpm2, Provider::DemoKey];
         assert_eq!(Policy { order, ..policy(&[]) }.check(), Err(BadPolicy::Twice(Provider::DemoKey)));
+        let bound = |tpm2_pcrs: &[u8]| Policy { tpm2_pcrs: tpm2_pcrs.to_vec(), ..policy(&[]) }.check();
+        assert_eq!(bound(&[0, 2, 7]), Ok(()));
+        assert_eq!(bound(&[]), Err(BadPolicy::Unbound));
+        assert_eq!(bound(&[7, 11]), Err(BadPolicy::NotOfTheFirmware(11)));
+        assert_eq!(bound(&[7, 2, 7]), Err(BadPolicy::PcrTwice(7)));
         assert_eq!(Policy::default().check(), Ok(()));
     }
 

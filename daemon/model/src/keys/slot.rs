@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use thiserror::Error;
@@ -157,10 +159,17 @@ pub struct Tpm2Token {
     pub number: u32,
     /// The key slot that it opens.
     pub slot: KeyslotId,
+    /// The public key in PEM, if what the TPM has measured in PCR 11 must be signed with it.
+    pub signer: Option<String>,
     pcrs: Vec<u64>,
 }
 
 impl Tpm2Token {
+    /// Whether that PCR must be what it was.
+    pub fn is_bound_to(&self, pcr: u8) -> bool {
+        self.pcrs.contains(&pcr.into())
+    }
+
     /// The PCRs that must be what they were, as systemd-cryptenroll(1) has them: `7+14`.
     pub fn pcrs(&self) -> String {
         self.pcrs.iter().map(u64::to_string).collect::<Vec<_>>().join("+")
@@ -196,7 +205,9 @@ pub fn tpm2_tokens(metadata: &Value) -> Vec<Tpm2Token> {
         .filter_map(|(number, token)| {
             let slot = token["keyslots"].as_array()?.first()?.as_str()?.parse::<u32>().ok()?.try_into().ok()?;
             let pcrs = token["tpm2-pcrs"].as_array().into_iter().flatten().filter_map(Value::as_u64).collect();
-            Some(Tpm2Token { number: number.parse().ok()?, slot, pcrs })
+            let signer = token["tpm2_pubkey"].as_str().map(|text| BASE64.decode(text).unwrap_or_default());
+            let signer = signer.map(|pem| String::from_utf8_lossy(&pem).into_owned());
+            Some(Tpm2Token { number: number.parse().ok()?, slot, signer, pcrs })
         })
         .collect();
     let slots = slots(metadata);

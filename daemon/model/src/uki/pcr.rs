@@ -1,12 +1,29 @@
 //! What a TPM will have measured of a unified kernel image in PCR 11, and the policy that a signature allows.
 //!
+//! ```text
+//!     section .pcrsig  --systemd-stub--> /.extra  --nemos-initrd--> /run/systemd  --> systemd's plugin for libcryptsetup
+//! ```
+//!
 //! Sources: `docs/UEFI_KERNEL_IMAGE`, `src/boot/measure.c` and `src/fundamental/uki.c` of systemd for what systemd-stub
 //! measures, in which order; "TPM 2.0 Library, Part 3: Commands", `TPM2_PolicyPCR`, for the policy.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use rsa::PublicKey;
+use rsa::pkcs8::DecodePublicKey as _;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::digest::sha256;
+
+/// Where systemd-stub leaves what is in the sections `.pcrsig` and `.pcrpkey`. Source: systemd-stub(7).
+pub const LEFT_BY_STUB: &str = "/.extra";
+/// Where systemd looks for it, in the initrd and later.
+pub const RUNTIME: &str = "/run/systemd";
+/// The file of the signatures, [`Signatures`].
+pub const SIGNATURES_FILE: &str = "tpm2-pcr-signature.json";
+/// The file of the public key, in PEM.
+pub const PUBLIC_KEY_FILE: &str = "tpm2-pcr-public-key.pem";
 
 /// The register.
 pub const PCR: u8 = 11;
@@ -60,6 +77,24 @@ impl Signatures {
     pub fn of(&self, register: Digest) -> Option<&Signature> {
         let policy = policy(register);
         self.sha256.iter().find(|signature| signature.pol == policy && signature.pcrs == [PCR])
+    }
+}
+
+/// A key that policies are signed with: the public half.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Key(PublicKey);
+
+impl Key {
+    /// Reads one in PEM: RSA, as a TPM confirms no other.
+    pub fn from_pem(text: &str) -> Option<Self> {
+        PublicKey::from_public_key_pem(text).ok().map(Key)
+    }
+
+    /// Whether it signed that the register has that value.
+    pub fn allows(&self, register: Digest, signatures: &Signatures) -> bool {
+        let signature = signatures.of(register).and_then(|signature| BASE64.decode(&signature.sig).ok());
+        let policy = policy(register);
+        signature.is_some_and(|bytes| self.0.pkcs1v15_verify::<Sha256>(policy.as_bytes(), &bytes).is_ok())
     }
 }
 

@@ -2,7 +2,6 @@
 
 use nemos_model::partitions::Partition;
 use nemos_tests::{Case, Device, Disk, Failed, Signed};
-use serde_json::Value;
 
 pub fn a_recovery_key_takes_the_demo_keys_place() -> Case {
     let mut device = Device::running()?;
@@ -191,29 +190,53 @@ pub fn a_key_file_is_made_tried_and_rotated_on_its_own_disk() -> Case {
     Ok(())
 }
 
-pub fn a_change_of_what_the_firmware_trusts_is_foreseen_before_the_tpm_refuses() -> Case {
+pub fn what_the_firmware_and_the_tpm_will_not_take_is_foreseen_before_they_refuse() -> Case {
     let signed = Signed::find()?;
-    let mut device = signed.disk()?.with_tpm().boots_secured_given(&signed, "open sesame")?;
+    let mut disk = signed.disk()?.with_tpm();
+    disk.takes_from_esp(&mut signed.disk_with_another_root_key()?, "/EFI/BOOT/BOOTX64.EFI", "/EFI/other.efi")?;
+    let mut device = disk.boots_secured_given(&signed, "open sesame")?;
     device.says(&until("nemosctl keys --json | grep --quiet tpm2"))?;
     device.says("printf 'open sesame' | nemosctl keys enroll passphrase --secret-file -")?;
     device.says("nemosctl keys remove 0 --yes")?;
-    let way = |forecast: &Value| {
+    let forecast = |device: &mut Device| -> Result<(String, String), Failed> {
+        let forecast = device.tells("nemosctl keys forecast --json || [ $? -le 2 ]")?;
         let ways = forecast["ways"].as_array().into_iter().flatten();
-        ways.into_iter()
-            .find(|way| way["provider"] == "tpm2")
-            .map(|way| way["why"].as_str().unwrap_or_default().to_owned())
+        let why = ways.into_iter().find(|way| way["provider"] == "tpm2").and_then(|way| way["why"].as_str());
+        Ok((forecast["outlook"].as_str().unwrap_or_default().to_owned(), why.unwrap_or_default().to_owned()))
     };
-    let forecast = device.tells("nemosctl keys forecast --json")?;
-    assert_eq!((&forecast["outlook"], way(&forecast).as_deref()), (&"by-itself".into(), Some("it was tried now")));
+    let sound = ("by-itself".to_owned(), "it was tried now".to_owned());
+    assert_eq!(forecast(&mut device)?, sound);
     device.reboots()?;
-    assert_eq!(opened_by(&mut device)?, "tpm2");
+    assert_eq!(opened_by(&mut device)?, "tpm2", "by what is signed of PCR 11, too");
 
+    // Another kernel image: one that was changed, none at all, one whose measurements are signed by somebody else.
+    device.says("mkdir /run/esp && mount /dev/disk/by-partlabel/p.UEFI /run/esp")?;
+    let image = "/run/esp/EFI/BOOT/BOOTX64.EFI";
+    let byte = format!("dd bs=1 count=1 status=none if={image} skip=12000000");
+    let put = format!("dd bs=1 conv=notrunc status=none of={image} seek=12000000");
+    device.says(&format!("{byte} > /run/byte && tr '\\000-\\377' '\\001-\\377\\000' < /run/byte | {put}"))?;
+    let (outlook, why) = forecast(&mut device)?;
+    assert!(outlook == "locked-out" && why.contains("changed after it was signed"), "{outlook}: {why}");
+    assert_eq!(device.run("nemosctl keys forecast")?.status, 2);
+    let health = device.run("nemosctl health")?;
+    assert!(health.status != 0 && health.stdout.contains("nothing that is known opens the overlay"), "{health:?}");
+    device.says(&format!("{put} < /run/byte"))?;
+    assert_eq!(forecast(&mut device)?, sound);
+    device.says(&format!("mv {image} /run/esp/EFI/ours.efi"))?;
+    let (outlook, why) = forecast(&mut device)?;
+    assert!(outlook == "locked-out" && why.contains("there is no EFI/BOOT/BOOTX64.EFI"), "{outlook}: {why}");
+    device.says(&format!("mv /run/esp/EFI/other.efi {image}"))?;
+    let (outlook, why) = forecast(&mut device)?;
+    assert!(outlook == "needs-somebody" && why.contains("(PCR 11)"), "{outlook}: {why}");
+    device.says(&format!("mv /run/esp/EFI/ours.efi {image} && umount /run/esp"))?;
+    assert_eq!(forecast(&mut device)?, sound);
+
+    // Another key that the firmware trusts.
     let update: String = signed.trusts_the_other_key()?.iter().map(|byte| format!("\\0{byte:03o}")).collect();
     device.says(&format!("printf '%b' '{update}' > /run/update"))?;
     device.says("db=$(echo /sys/firmware/efi/efivars/db-*) && chattr -i $db && cat /run/update > $db")?;
-    let forecast = device.tells("nemosctl keys forecast --json || [ $? = 1 ]")?;
-    let why = way(&forecast).unwrap_or_default();
-    assert!(forecast["outlook"] == "needs-somebody" && why.contains("Secure Boot's db changed"), "{forecast}");
+    let (outlook, why) = forecast(&mut device)?;
+    assert!(outlook == "needs-somebody" && why.contains("Secure Boot's db changed"), "{outlook}: {why}");
     assert!(device.says("nemosctl health || true")?.contains("Secure Boot's db changed"));
     device.reboots()?;
     assert_eq!(opened_by(&mut device)?, "passphrase", "as it was foreseen");

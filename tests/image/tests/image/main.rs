@@ -148,7 +148,7 @@ fn main() -> ExitCode {
         power::a_first_boot_that_loses_its_power_is_finished_at_the_next_boot,
         certificate::the_key_outlives_two_resets_and_tells_them_apart,
         keys::a_volume_that_somebody_put_there_is_not_opened_whatever_the_state_says,
-        keys::a_change_of_what_the_firmware_trusts_is_foreseen_before_the_tpm_refuses,
+        keys::what_the_firmware_and_the_tpm_will_not_take_is_foreseen_before_they_refuse,
     ];
     let slow = slow.into_iter().map(|case| case.with_ignored_flag(true));
     let conclusion = libtest_mimic::run(&arguments, cases.into_iter().chain(slow).collect());
