@@ -135,14 +135,6 @@ pub enum BuildError {
     /// More than one kernel, or none.
     #[error("the packages of the recipe bring other than one kernel ({0}); name one linux-image package")]
     Kernels(String),
-    /// The unified kernel image does not fit.
-    #[error(
-        "the unified kernel image does not fit; set esp to {needed_mib} at least in [partitions-mib] of the recipe"
-    )]
-    EspTooSmall {
-        /// What it needs.
-        needed_mib: u64,
-    },
 }
 
 impl BuildError {

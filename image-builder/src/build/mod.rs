@@ -278,6 +278,8 @@ fn make(args: &BuildArgs, context: &Context, progress: &Progress) -> Result<Path
         || {
             let initrd = progress.step("initrd", || {
                 let made = Initrd::make(context, &distribution, &deb)?;
+                let parts = [&distribution.kernel, &made.base, &made.program].map(|part| size_of(part));
+                context.recipe.check_esp(parts.into_iter().sum::<Result<u64, BuildError>>()?)?;
                 let base = describe(&made.base, !made.found)?;
                 let told = format!("{base}; with the program {}", mib(size_of(&made.program)?));
                 Ok((made, told))

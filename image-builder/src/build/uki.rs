@@ -111,7 +111,7 @@ fn ukify(
 
 /// A FAT file system with the image in it.
 pub fn make_esp(context: &Context, uki: &Path, size: u64, ids: &Ids) -> Result<PathBuf, BuildError> {
-    fits(fs::metadata(uki).map_err(BuildError::io("reading", uki))?.len(), size)?;
+    context.recipe.check_esp(fs::metadata(uki).map_err(BuildError::io("reading", uki))?.len())?;
     let esp = context.scratch.join("esp.vfat");
     let made = File::create(&esp).and_then(|file| file.set_len(size));
     made.map_err(BuildError::io("writing", &esp))?;
@@ -131,25 +131,12 @@ pub fn make_esp(context: &Context, uki: &Path, size: u64, ids: &Ids) -> Result<P
     Ok(esp)
 }
 
-/// Whether a kernel image of so many bytes fits into a FAT file system of that size, which needs some for itself.
-fn fits(kernel_image: u64, size: u64) -> Result<(), BuildError> {
-    let needed = kernel_image + (kernel_image >> 4);
-    if needed > size { Err(BuildError::EspTooSmall { needed_mib: needed.div_ceil(1 << 20) }) } else { Ok(()) }
-}
-
 #[cfg(test)]
 mod tests {
     use nemos_model::boot::CommandLine;
     use nemos_model::integrity::protection::Fec;
 
     use super::*;
-
-    #[test]
-    fn what_the_esp_needs_is_told() {
-        assert!(fits(60 << 20, 64 << 20).is_ok());
-        let told = fits(100 << 20, 64 << 20).expect_err("it is too small").to_string();
-        assert!(told.contains("set esp to 107 at least in [partitions-mib]"), "{told}");
-    }
 
     #[test]
     fn the_root_hash_comes_first_and_the_recipes_words_stay_in_their_order() {

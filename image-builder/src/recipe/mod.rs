@@ -375,6 +375,16 @@ impl Recipe {
         None
     }
 
+    /// Whether the ESP holds a kernel image of so many bytes, in a FAT file system that needs some for itself.
+    pub fn check_esp(&self, kernel_image: u64) -> Result<(), RecipeError> {
+        let needed = (kernel_image + (kernel_image >> 4)).div_ceil(1 << 20);
+        if needed <= self.partitions_mib.esp.into() {
+            return Ok(());
+        }
+        let message = format!("{} needs {needed} MiB at least, for the unified kernel image", Partition::Esp);
+        Err(RecipeError::Malformed { place: self.written.place(&["partitions-mib", "esp"]), message })
+    }
+
     fn parse(text: Text, architecture: Option<Architecture>) -> Result<Self, RecipeError> {
         let mut texts = vec![text];
         while let Some(extended) = extended(&texts[0])? {

@@ -109,6 +109,14 @@ fn a_recipe_may_extend_a_file_and_none_extends_itself() {
 }
 
 #[test]
+fn what_the_esp_needs_is_told_with_its_line() {
+    let recipe = parse(&own("[partitions-mib]\nesp = 64")).expect("a recipe");
+    assert!(recipe.check_esp(60 << 20).is_ok());
+    let told = recipe.check_esp(100 << 20).expect_err("it is too small").to_string();
+    assert_eq!(told, "my.toml, line 4: p.UEFI needs 107 MiB at least, for the unified kernel image");
+}
+
+#[test]
 fn a_mistake_is_found_by_its_line() {
     let cases = [
         ("[debian]\nsuite = 13", "my.toml, line 4: invalid type: integer `13`, expected a string"),
