@@ -189,7 +189,7 @@ build_image() (
 )
 
 # Builds the image that build_image left the package of again: signed with keys for development, and with the root hash
-# signed by a key that is none of those. `keys` and `other` are two sets, `mixed` has the root key of the other one.
+# signed by a key that is none of those. `keys` and `other` are two sets, `mixed` has the root key and the PCR key of the other.
 build_signed_images() (
     set -o errexit
     package_date=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}

@@ -84,6 +84,11 @@ impl Device {
         }
     }
 
+    /// Waits until a command succeeds, for a minute at most.
+    pub fn waits_until(&mut self, condition: &str) -> Result<(), Failed> {
+        self.says(&format!("timeout 60 sh -c 'until {condition}; do sleep 0.5; done'")).map(drop)
+    }
+
     /// Runs a command as root that must succeed and print JSON.
     pub fn tells(&mut self, command: &str) -> Result<Value, Failed> {
         let said = self.says(command)?;

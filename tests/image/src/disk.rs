@@ -82,7 +82,7 @@ impl Disk {
 
     /// Switches a device with this disk on, by its firmware, and waits until it is up.
     pub fn boots_by_firmware(self) -> Result<Device, Failed> {
-        let config = config(self.vm_disk());
+        let config = Config { tpm: self.tpm(), ..config(self.vm_disk()) };
         let mut device = Device::start(self, &config)?;
         device.comes_up()?;
         Ok(device)

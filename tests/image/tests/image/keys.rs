@@ -40,7 +40,7 @@ pub fn a_recovery_key_takes_the_demo_keys_place() -> Case {
     let rotate = format!("printf %s {key} | nemosctl keys rotate recovery-key --unlock-file - --json");
     let new = device.tells(&rotate)?["recovery_key"].as_str().ok_or("no key")?.to_owned();
     let mut device = device.powers_off()?.boots_given(&new)?;
-    device.says(&until("[ $(nemosctl keys --json | grep --count provider) = 1 ]"))?;
+    device.waits_until("[ $(nemosctl keys --json | grep --count provider) = 1 ]")?;
     let old = device.run(&format!("printf %s {key} | nemosctl keys enroll recovery-key --unlock-file -"))?;
     assert!(old.stderr.contains("opens none of its key slots"), "the old one is gone: {old:?}");
     Ok(())
@@ -73,20 +73,20 @@ pub fn a_tpm_opens_the_overlay_until_it_has_reason_not_to() -> Case {
     let mut device = Disk::fresh()?.with_tpm().boots()?;
     device.says("echo mine > /etc/made-here")?;
     // As the image's policy says: the demo key goes when the TPM has opened a boot, and somebody has a recovery key.
-    device.says(&until("nemosctl keys --json | grep --quiet tpm2"))?;
+    device.waits_until("nemosctl keys --json | grep --quiet tpm2")?;
     let recovery = device.tells("nemosctl keys recovery create --json")?;
     let recovery = recovery["recovery_key"].as_str().ok_or("no key")?.to_owned();
     assert!(device.says("nemosctl health || true")?.contains("demo key in use"));
     device.reboots()?;
     assert_eq!(opened_by(&mut device)?, "tpm2");
-    device.says(&until("! nemosctl keys --json | grep --quiet demo-key"))?;
+    device.waits_until("! nemosctl keys --json | grep --quiet demo-key")?;
     assert!(!device.says("nemosctl health || true")?.contains("demo key"));
     assert_eq!(device.says("cat /etc/made-here")?, "mine");
 
     // By what the TPM keeps, for nobody has another key at hand.
     device.says("nemosctl keys rotate tpm2")?;
     device.reboots()?;
-    device.says(&until("[ $(nemosctl keys --json | grep --count tpm2) = 1 ]"))?;
+    device.waits_until("[ $(nemosctl keys --json | grep --count tpm2) = 1 ]")?;
     assert_eq!(opened_by(&mut device)?, "tpm2");
     assert_eq!(
         device.says("nemosctl keys forecast")?.lines().next(),
@@ -151,7 +151,7 @@ pub fn a_key_file_is_made_tried_and_rotated_on_its_own_disk() -> Case {
     assert!(absent.status == 2 && absent.stderr.contains("the device with LABEL=KEYS is not there"), "{absent:?}");
     device.says(&format!("truncate --size 16M /home/stick && mkfs.ext4 -q -L KEYS /home/stick && mkdir {stick}"))?;
     let node = device.says("losetup --find --show /home/stick")?;
-    device.says(&until("[ -e /dev/disk/by-label/KEYS ]"))?;
+    device.waits_until("[ -e /dev/disk/by-label/KEYS ]")?;
     let unmounted = device.run(enroll)?;
     assert!(unmounted.status == 2 && unmounted.stderr.contains("is not mounted"), "{unmounted:?}");
 
@@ -195,7 +195,7 @@ pub fn what_the_firmware_and_the_tpm_will_not_take_is_foreseen_before_they_refus
     let mut disk = signed.disk()?.with_tpm();
     disk.takes_from_esp(&mut signed.disk_with_another_root_key()?, "/EFI/BOOT/BOOTX64.EFI", "/EFI/other.efi")?;
     let mut device = disk.boots_secured_given(&signed, "open sesame")?;
-    device.says(&until("nemosctl keys --json | grep --quiet tpm2"))?;
+    device.waits_until("nemosctl keys --json | grep --quiet tpm2")?;
     device.says("printf 'open sesame' | nemosctl keys enroll passphrase --secret-file -")?;
     device.says("nemosctl keys remove 0 --yes")?;
     let forecast = |device: &mut Device| -> Result<(String, String), Failed> {
@@ -243,11 +243,6 @@ pub fn what_the_firmware_and_the_tpm_will_not_take_is_foreseen_before_they_refus
     Ok(())
 }
 
-/// Waits for a minute at most.
-fn until(condition: &str) -> String {
-    format!("timeout 60 sh -c 'until {condition}; do sleep 0.5; done'")
-}
-
 /// The provider of the key that opened this boot.
 fn opened_by(device: &mut Device) -> Result<String, Failed> {
     let slots = device.tells("nemosctl keys --json")?;
@@ -274,12 +269,12 @@ const IN_MEMORY: &str = r#"perl -e '
 pub fn secrets_are_nowhere_but_in_the_hands_of_who_asked() -> Case {
     let mut device = Device::running()?;
     device.says("systemd-run --quiet --unit watch sh -c 'busctl monitor org.nemos.Device1 > /run/seen 2>&1'")?;
-    device.says("timeout 60 sh -c 'until grep --quiet Monitoring /run/seen; do sleep 0.2; done'")?;
+    device.waits_until("grep --quiet Monitoring /run/seen")?;
     let key = device.tells("nemosctl keys enroll recovery-key --json")?;
     let key = key["recovery_key"].as_str().ok_or("no key")?.to_owned();
     let typed = "correct horse battery staple";
     device.says(&format!("printf '{typed}' | nemosctl keys enroll passphrase --secret-file -"))?;
-    device.says("timeout 60 sh -c 'until grep --quiet Enroll /run/seen; do sleep 0.2; done'")?;
+    device.waits_until("grep --quiet Enroll /run/seen")?;
     assert_ne!(device.says(&format!("{IN_MEMORY} org.nemos.Device1"))?, "0", "the search finds what is there");
     for secret in [&key, typed] {
         assert_eq!(device.says(&format!("{IN_MEMORY} '{secret}'"))?, "0", "a secret is in nemosd's memory");

@@ -49,6 +49,32 @@ pub fn a_recipe_of_ones_own_has_its_partition_its_container_and_its_file() -> Ca
     Ok(())
 }
 
+pub fn a_recipe_of_ones_own_has_a_recovery_key_sealed_for_its_fleet() -> Case {
+    let fleet = age::x25519::Identity::generate();
+    let folder = tempfile::tempdir()?;
+    let recipe = format!(
+        "description = \"mine\"\nextends = \"default\"\n\
+         [keys]\ntpm2-pcrs = [0, 7]\nrecipients = [\"{}\"]\n",
+        fleet.to_public()
+    );
+    std::fs::write(folder.path().join("fleet.toml"), recipe)?;
+    let disk = build(&folder, "fleet", &["--recipe", &in_folder(&folder, "fleet.toml")])?;
+    let mut device = disk.with_tpm().boots_by_firmware()?;
+    device.waits_until("nemosctl keys --json | grep --quiet recovery-key")?;
+    let sealed = device.says("nemosctl keys recovery show")?;
+    let key = String::from_utf8(age::decrypt(&fleet, sealed.as_bytes())?)?;
+    device.reboots()?;
+    device.waits_until("! nemosctl keys --json | grep --quiet demo-key")?;
+    assert_eq!(device.run("nemosctl keys forecast")?.status, 0);
+    device.says("tpm2_pcrextend 0:sha256=0000000000000000000000000000000000000000000000000000000000000001")?;
+    assert_eq!(device.run("nemosctl keys forecast")?.status, 1, "the recipe binds it to PCR 0, too");
+    let added = device.says(&format!(
+        "printf horse > /run/horse && printf %s {key} | nemosctl keys enroll passphrase --unlock-file - --secret-file /run/horse"
+    ))?;
+    assert!(added.contains("passphrase"), "{added}");
+    Ok(())
+}
+
 /// An image of a profile, made of an archive with nothing to ask a mirror for; its storage must be that of the default one.
 /// The folder is what the device's disk is in.
 fn built_from_an_archive(profile: &str) -> Result<(Device, TempDir), Failed> {
