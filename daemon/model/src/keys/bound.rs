@@ -9,15 +9,16 @@
 //!     ---------------------------------------------------------------------------------
 //!     its identity       opened
 //!     another one        not opened, nor taken over: the boot is degraded
-//!     none               opened, and told; bound, if a key that not everybody has opened it
+//!     none               opened, and told; bound, if somebody typed what opened it
 //! ```
 //!
 //! A TPM keeps none if it was cleared or is another, or if an older nemos made the volume. Who has the disk and clears the TPM
 //! can still have their own volume opened: on a device whose TPM has by then forgotten every key and every secret that was worth
-//! it, and that says so. They cannot have it vouched for, since only the demo key is theirs to use: a passphrase or recovery key
-//! is typed by somebody who knows it, and does not open what they made. Who takes the TPM away has a device that has no
-//! TPM. An older copy of the same volume is the same volume here. And what a reset keeps waits on `p.lxstate`
-//! under the demo key: who has the disk can have the device begin a reset, with files of theirs in the place of what it kept.
+//! it, and that says so. It is not vouched for by itself: what the demo key opened is given a key of the TPM, so that this says
+//! nothing of who made it, and a key file or a token is plugged in by whoever has the device. Only somebody who types a passphrase
+//! or recovery key vouches for it, at the console. Who takes the TPM away has a device that has no TPM. An older copy of the same
+//! volume is the same volume here. And what a reset keeps waits on `p.lxstate` under the demo key: who has the disk can have the
+//! device begin a reset, with files of theirs in the place of what it kept.
 //!
 //! A reset makes another volume, whose identity the TPM takes before the state does: if the power goes in between, that step
 //! is done again.
@@ -59,7 +60,7 @@ impl Bound {
 
     /// Whether the TPM is to keep the identity of the volume that was opened so from now on.
     pub fn begins_with(&self, provider: Provider) -> bool {
-        *self == Bound::ToNothing && provider != Provider::DemoKey
+        *self == Bound::ToNothing && provider.needs_somebody()
     }
 
     /// Why nobody vouches for the volume that is open, where there is a TPM that could.
@@ -84,9 +85,11 @@ mod tests {
     }
 
     #[test]
-    fn a_tpm_without_a_volume_takes_none_that_the_demo_key_opens() {
+    fn a_tpm_without_a_volume_takes_none_that_opens_without_somebody() {
         assert!(Bound::ToNothing.begins_with(Provider::RecoveryKey));
-        assert!(!Bound::ToNothing.begins_with(Provider::DemoKey), "everybody can make such a volume");
+        for unattended in [Provider::DemoKey, Provider::Tpm2, Provider::KeyFile, Provider::Pkcs11] {
+            assert!(!Bound::ToNothing.begins_with(unattended), "everybody can make such a volume: {unattended}");
+        }
         let bound = Bound::To(identity(1, Some(1)).fingerprint());
         for other in [Bound::NoTpm, Bound::Unknown("it hangs".into()), bound.clone()] {
             assert!(!other.begins_with(Provider::RecoveryKey), "{other:?}");
