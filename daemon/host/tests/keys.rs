@@ -23,7 +23,7 @@ use nemos_rig::{Disk, Image, Rng, run};
 use tempfile::TempDir;
 
 const MIB: u64 = 1 << 20;
-/// How many rotations in a row CI makes; `NEMOS_ROTATIONS=20000` makes more.
+/// How many rotations in a row CI makes; `NEMOS_ROTATIONS=20000 NEMOS_RIG_LIMIT=20000` makes more.
 const ROTATIONS: u32 = 30;
 
 fn main() -> ExitCode {

@@ -21,8 +21,10 @@ use crate::NATIVE;
 
 /// Word of the kernel's command line, and so a variable of init's environment: the folder shared with the outside.
 pub(crate) const SHARED: &str = "NEMOS_RIG_SHARED";
-/// How long the tests in one machine may take.
-pub(crate) const LIMIT: Duration = Duration::from_secs(1200);
+/// The same: how many seconds the tests in one machine may take.
+pub(crate) const LIMIT: &str = "NEMOS_RIG_LIMIT";
+/// If nobody says so.
+const USUAL_LIMIT: Duration = Duration::from_secs(1200);
 
 /// Exit status of tests that took longer, as of timeout(1).
 const TOO_LONG: u8 = 124;
@@ -159,6 +161,12 @@ fn load(arguments: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// How long the tests in one machine may take.
+pub(crate) fn limit() -> Duration {
+    let given = env::var(LIMIT).ok().and_then(|seconds| seconds.parse().ok());
+    given.map_or(USUAL_LIMIT, Duration::from_secs)
+}
+
 fn run_tests() -> Result<()> {
     let shared = Shared(Path::new(SHARED_HERE));
     let output = open_output()?;
@@ -170,7 +178,7 @@ fn run_tests() -> Result<()> {
         .stdout(output.try_clone()?)
         .stderr(output.try_clone()?);
     thread::spawn(|| {
-        thread::sleep(LIMIT);
+        thread::sleep(limit());
         let _ = Shared(Path::new(SHARED_HERE)).report(TOO_LONG);
         power_off();
     });

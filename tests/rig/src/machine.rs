@@ -77,6 +77,7 @@ fn start(shared: &Shared, output: &OwnedFd, console: File) -> Result<Child> {
         .args(["root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", "quiet"])
         .arg(format!("init={}", shared.program().display()))
         .arg(format!("{}={folder}", init::SHARED))
+        .arg(format!("{}={}", init::LIMIT, init::limit().as_secs()))
         .arg(format!("uml_dir={folder}/"))
         // The kernel's console is our child's standard output, the first serial line is ours.
         .args(["con=null", "con0=null,fd:1", "ssl=null"])
@@ -116,7 +117,7 @@ fn memory_folder() -> PathBuf {
 
 fn wait(kernel: &mut Child) -> Result<ExitStatus> {
     // Init ends the machine in time. This is for a kernel that hangs.
-    let limit = init::LIMIT + Duration::from_secs(30);
+    let limit = init::limit() + Duration::from_secs(30);
     let begin = Instant::now();
     loop {
         if let Some(status) = kernel.try_wait().context("cannot wait for the test machine")? {
