@@ -3,17 +3,22 @@
 //! One document, replaced whole: whatever moment the power goes, the device finds either the state before a change
 //! or the state after it.
 
+mod keys;
+mod request;
+mod trial;
+
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use uuid::Uuid;
 
-use crate::job::{Job, JobId, JobState, Kind, MAX_TEXT, Refused, Requester};
+pub use self::request::{NotTaken, Request, Taken, Wanted};
+use crate::job::{Job, JobId, JobState, Kind, Refused, Requester};
 use crate::keys::recovery::Sealed;
-use crate::keys::{self, Change, Identity};
-use crate::overlay::{ConfigurationName, Mode, Modes, Trial, Tried, Within};
+use crate::keys::{Change, Identity};
+use crate::overlay::{ConfigurationName, Modes, Trial, Tried};
 use crate::reset::audit::{Audit, Survey};
-use crate::reset::{Keep, KeptPath, Scope, Step};
+use crate::reset::{Keep, Scope, Step};
 use crate::time::Timestamp;
+use request::check_text;
 
 /// Version of the document that this code writes, and the only one it reads.
 pub const VERSION: u32 = 1;
@@ -95,109 +100,6 @@ pub enum Unreadable {
     /// It contradicts itself.
     #[error("it holds {0} jobs that have not ended, where one is the most")]
     ManyPending(usize),
-}
-
-/// What a caller wants.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Wanted {
-    /// Back to the image as it was shipped.
-    Reset {
-        /// How much.
-        scope: Scope,
-        /// What to keep.
-        keep: Keep,
-        /// Name of the plan that says what will be done.
-        plan: Option<Uuid>,
-    },
-    /// Some paths back to what the image has.
-    Revert {
-        /// Which, as [`revert::decide`](crate::overlay::revert::decide) decided.
-        paths: Vec<KeptPath>,
-    },
-    /// The changes to the root saved.
-    Save {
-        /// The name for them.
-        name: ConfigurationName,
-        /// Whether they take the place of what has the name.
-        replace: bool,
-    },
-    /// Saved changes in the place of those that there are.
-    Apply {
-        /// Which.
-        name: ConfigurationName,
-        /// The time within which that has to be confirmed, if it has to be.
-        within: Option<Within>,
-    },
-}
-
-impl Wanted {
-    /// What a job for it does.
-    pub const fn kind(&self) -> Kind {
-        match self {
-            Wanted::Reset { scope, .. } => Kind::Reset { scope: *scope },
-            Wanted::Revert { .. } => Kind::Revert,
-            Wanted::Save { .. } => Kind::Save,
-            Wanted::Apply { .. } => Kind::Apply,
-        }
-    }
-}
-
-/// What a caller asks for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Request {
-    /// What to do.
-    pub wanted: Wanted,
-    /// Who asks.
-    pub by: Requester,
-    /// Idempotency key.
-    pub key: Option<String>,
-    /// Not to begin before this.
-    pub not_before: Option<Timestamp>,
-    /// Reboot by itself when it is due.
-    pub reboot: bool,
-}
-
-/// Why a request was not taken.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum NotTaken {
-    /// Another job has not ended.
-    #[error("job {0} has not ended; wait for it, or cancel it first")]
-    Busy(JobId),
-    /// An earlier reset was given up in the middle, and what it was to keep is nowhere else.
-    #[error(
-        "job {0} was given up with kept data that waits to be copied back; try it again (`nemosctl job retry {0}`), or give that data up (`nemosctl job cancel {0}`)"
-    )]
-    KeptDataWaits(JobId),
-    /// Something was done to the device since.
-    #[error("job {0} is not the latest: the device is not any more what it left")]
-    NotTheLatest(JobId),
-    /// A text is empty, too long, or not printable.
-    #[error("the {0} must be 1 to {MAX_TEXT} bytes of printable text")]
-    Text(&'static str),
-    /// There is no such job.
-    #[error("there is no job {0}")]
-    NoSuchJob(JobId),
-    /// The idempotency key was given for something else.
-    #[error("that idempotency key is the one of job {0}, which was asked for something else")]
-    OtherRequest(JobId),
-    /// Whether it is to stay has to be said first.
-    #[error("{0} is on trial: `nemosctl overlay confirm` keeps it, and the next boot goes back without that")]
-    OnTrial(Tried),
-    /// There is no trial.
-    #[error("nothing is on trial at this boot, and so there is nothing to confirm")]
-    NothingOnTrial,
-    /// The job's state does not allow it.
-    #[error(transparent)]
-    Refused(#[from] Refused),
-}
-
-/// Whether a request made a job, or found the one it made before.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Taken {
-    /// A new job.
-    New(JobId),
-    /// The job that was made for the same idempotency key.
-    Known(JobId),
 }
 
 /// What a boot has to carry out.
@@ -345,112 +247,6 @@ impl DeviceState {
         Ok(Taken::New(id))
     }
 
-    /// Modes that were asked for.
-    pub const fn modes(&self) -> Modes {
-        self.modes
-    }
-
-    /// Asks for a mode: from the next boot on, or for that boot alone. With `within`, it has to be confirmed at that boot.
-    pub fn set_mode(&mut self, mode: Mode, once: bool, within: Option<Within>) -> Result<(), NotTaken> {
-        // One trial at a time, and it is to show what is applied.
-        let switches = |job: &&Job| matches!(job.kind, Kind::Apply | Kind::GoBack);
-        if let Some(job) = self.pending().filter(switches) {
-            return Err(NotTaken::Busy(job.id));
-        }
-        let before = match self.trial.take() {
-            None => self.modes,
-            Some(Trial { tried: Tried::Mode { before, .. }, running: false, .. }) => before,
-            Some(trial) => {
-                let tried = trial.tried.clone();
-                self.trial = Some(trial);
-                return Err(NotTaken::OnTrial(tried));
-            }
-        };
-        self.modes = before;
-        self.modes.set(mode, once);
-        self.trial = within.map(|within| Trial { tried: Tried::Mode { mode, before }, within, running: false });
-        Ok(())
-    }
-
-    /// The mode that a boot has which cannot write down that it begins: nothing that would have to end.
-    pub fn lasting_mode(&self) -> Mode {
-        self.unless_all_waits(match &self.trial {
-            Some(Trial { tried: Tried::Mode { before, .. }, .. }) => before.then(),
-            _ => self.modes.then(),
-        })
-    }
-
-    /// Decides the mode of the boot that begins, and what it goes back from, if it does. What was asked for it alone, or had to
-    /// be confirmed at the last one, is forgotten with that.
-    pub fn begin_mode(&mut self) -> (Mode, Option<Tried>) {
-        let mut went_back = None;
-        match self.trial.take() {
-            Some(Trial { tried: Tried::Mode { mode, before }, running: true, .. }) => {
-                self.modes = before;
-                went_back = Some(Tried::Mode { mode, before });
-            }
-            Some(trial @ Trial { tried: Tried::Mode { .. }, .. }) => {
-                self.trial = Some(Trial { running: true, ..trial });
-            }
-            other => self.trial = other,
-        }
-        let mode = self.modes.begin();
-        (self.unless_all_waits(mode), went_back)
-    }
-
-    /// While all that is on the overlay's volume waits to be copied back to it, whatever is changed there would be gone without
-    /// a word: it goes to memory.
-    fn unless_all_waits(&self, mode: Mode) -> Mode {
-        let waits = self.jobs.last().is_some_and(|job| job.keep_all.is_some() && job.holds_kept_data());
-        if waits && mode == Mode::Persistent { Mode::Volatile } else { mode }
-    }
-
-    /// The configuration that was applied last.
-    pub const fn configuration(&self) -> &ConfigurationName {
-        &self.configuration
-    }
-
-    /// Follows a configuration to its new name: what is applied, and what is gone back to.
-    pub fn configuration_renamed(&mut self, from: &ConfigurationName, to: &ConfigurationName) {
-        let tried = self.trial.as_mut().map(|trial| &mut trial.tried);
-        let before = tried.and_then(|tried| match tried {
-            Tried::Configuration { before, .. } => Some(before),
-            Tried::Mode { .. } => None,
-        });
-        for name in before.into_iter().chain([&mut self.configuration]).filter(|name| **name == *from) {
-            name.clone_from(to);
-        }
-    }
-
-    /// What nobody has confirmed yet.
-    pub const fn trial(&self) -> Option<&Trial> {
-        self.trial.as_ref()
-    }
-
-    /// What this boot has to be confirmed for. After a way back that was given up no boot ends by itself any more: the device
-    /// waits for somebody.
-    pub fn running_trial(&self) -> Option<&Trial> {
-        self.trial.as_ref().filter(|trial| trial.running && !self.gave_up_the_way_back())
-    }
-
-    fn gave_up_the_way_back(&self) -> bool {
-        self.jobs.last().is_some_and(|job| job.kind == Kind::GoBack && job.state == JobState::Failed)
-    }
-
-    /// Keeps what is on trial at this boot, and says what that was.
-    pub fn confirm(&mut self) -> Result<Tried, NotTaken> {
-        if let Some(job) = self.pending() {
-            return Err(NotTaken::Busy(job.id));
-        }
-        match self.trial.take() {
-            Some(trial) if trial.running => Ok(trial.tried),
-            other => {
-                self.trial = other;
-                Err(NotTaken::NothingOnTrial)
-            }
-        }
-    }
-
     /// Takes a request back.
     pub fn cancel(&mut self, id: JobId, now: Timestamp) -> Result<(), NotTaken> {
         Ok(self.job_mut(id)?.cancel(now)?)
@@ -572,61 +368,10 @@ impl DeviceState {
         Ok(self.job_mut(id)?.attempt_failed(error, now)?)
     }
 
-    /// The change of the key slots that has not come to its end.
-    pub const fn key_change(&self) -> Option<&Change> {
-        self.key_change.as_ref()
-    }
-
-    /// Begins a change of the key slots.
-    pub fn begin_key_change(&mut self, change: Change) -> Result<(), keys::Refused> {
-        self.key_change.as_ref().map_or(Ok(()), |old| old.gives_way_to(&change))?;
-        self.key_change = Some(change);
-        Ok(())
-    }
-
-    /// Records that the new slot opens the volume.
-    pub fn key_proven(&mut self) {
-        self.key_change = self.key_change.take().and_then(Change::proven);
-    }
-
-    /// Records a boot, if that lets a change go on. True if it does.
-    pub fn key_confirmed(&mut self, boot: Option<&keys::Boot<'_>>) -> bool {
-        let is_confirmed =
-            self.key_change.as_ref().zip(boot).is_some_and(|(change, boot)| change.is_confirmed_by(boot));
-        if is_confirmed {
-            self.key_change = self.key_change.take().map(Change::confirmed);
-        }
-        is_confirmed
-    }
-
-    /// Records that the change has come to its end, or was taken back.
-    pub fn key_change_ended(&mut self) {
-        self.key_change = None;
-    }
-
-    /// A recovery key for the fleet, sealed before its slot is made: a slot is never there that nobody can open.
-    pub fn seal(&mut self, sealed: Sealed) {
-        self.sealed = Some(sealed);
-    }
-
-    /// The recovery key that was made for the fleet, if it opens one of these slots.
-    pub fn sealed(&self, slots: &[keys::Slot]) -> Option<&str> {
-        self.sealed.as_ref().filter(|sealed| sealed.is_of(slots)).map(|sealed| sealed.text.as_str())
-    }
-
     fn push(&mut self, job: Job) {
         self.jobs.push(job);
         let excess = self.jobs.len().saturating_sub(HISTORY);
         self.jobs.drain(..excess);
-    }
-}
-
-fn check_text(what: &'static str, text: Option<&str>) -> Result<(), NotTaken> {
-    match text {
-        Some(text) if text.is_empty() || text.len() > MAX_TEXT || text.chars().any(char::is_control) => {
-            Err(NotTaken::Text(what))
-        }
-        _ => Ok(()),
     }
 }
 

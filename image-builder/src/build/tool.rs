@@ -275,12 +275,12 @@ fn listen(stderr: impl Read) -> String {
     String::from_utf8_lossy(&said).into_owned()
 }
 
-/// The first error that a program of Debian's marks as one, or else the last line.
+/// The first error that a program of Debian's marks as one, or else the last line; but not that it failed, which is known.
 fn telling_line(said: &str) -> &str {
-    let mut lines = said.lines().map(str::trim).filter(|line| !line.is_empty());
+    let tells = |line: &&str| !line.is_empty() && *line != "E: mmdebstrap failed to run";
+    let mut lines = said.lines().map(str::trim).filter(tells);
     let marked = |line: &&str| {
         ["E: ", "dracut[E]: ", "dracut[F]: ", "error: ", "error["].iter().any(|mark| line.starts_with(mark))
-            && !line.contains("mmdebstrap failed to run")
     };
     lines.clone().find(marked).or_else(|| lines.next_back()).unwrap_or("it did not say why")
 }
@@ -293,6 +293,7 @@ mod tests {
     fn the_line_that_says_most_is_found() {
         let said = "I: running\nE: Unable to locate package tpyo\nE: mmdebstrap failed to run\n";
         assert_eq!(telling_line(said), "E: Unable to locate package tpyo");
+        assert_eq!(telling_line("cannot fork\nE: mmdebstrap failed to run\n"), "cannot fork");
         assert_eq!(telling_line("one\nlast words\n\n"), "last words");
         assert_eq!(telling_line(""), "it did not say why");
     }

@@ -1,10 +1,13 @@
 //! What a device remembers, whatever happens to it.
 
 use super::*;
-use crate::job::MAX_INTERRUPTIONS;
+use crate::job::{MAX_INTERRUPTIONS, MAX_TEXT};
+
+use crate::overlay::{Mode, Within};
 use crate::partitions::Partition;
 use crate::reset::Keeping;
 use proptest::prelude::*;
+use uuid::Uuid;
 
 fn somebody() -> Requester {
     Requester { uid: 1000, user: Some("admin".into()), process: None, label: None }
