@@ -69,9 +69,10 @@ impl Console {
         &self.lines
     }
 
-    /// The first line from the `from`-th on that contains `text`.
+    /// The first line from the `from`-th on that contains `text`; a question is in one that has not ended.
     pub(super) fn find(&self, from: usize, text: &str) -> Option<usize> {
-        let found = self.lines.iter().skip(from).position(|line| line.contains(text));
+        let partial = String::from_utf8_lossy(&self.partial).into_owned();
+        let found = self.lines.iter().chain([&partial]).skip(from).position(|line| line.contains(text));
         found.map(|at| from + at)
     }
 
@@ -141,7 +142,7 @@ mod tests {
     #[test]
     fn a_line_is_found_once_it_is_whole() {
         let mut seen = console(b"one\ntwo\nthr");
-        assert_eq!(seen.find(0, "thr"), None);
+        assert_eq!(seen.find(0, "thr"), Some(2));
         seen.push(b"ee\n");
         assert_eq!(seen.find(0, "three"), Some(2));
         assert_eq!(seen.find(1, "one"), None);

@@ -31,6 +31,8 @@ pub struct Machine {
     complaints: File,
     /// Where commands go.
     control: Option<UnixStream>,
+    /// Where what is typed goes.
+    keyboard: Option<UnixStream>,
     events: Receiver<Event>,
     seen: Seen,
     limit: Duration,
@@ -78,6 +80,7 @@ impl Machine {
             qmp,
             complaints,
             control: None,
+            keyboard: None,
             events,
             seen: Seen::default(),
             limit: config.limit,
@@ -107,7 +110,9 @@ impl Machine {
             Qmp::Starting | Qmp::Open => {}
         }
         let connect = |name| UnixStream::connect(sockets.join(name)).map_err(io("connect to QEMU"));
-        forward(connect(CONSOLE_SOCKET)?, sender.clone(), Event::Console);
+        let console = connect(CONSOLE_SOCKET)?;
+        self.keyboard = Some(console.try_clone().map_err(io("connect to QEMU"))?);
+        forward(console, sender.clone(), Event::Console);
         for (port, name) in guest::PORTS {
             let stream = connect(name)?;
             if port == Port::Control {
@@ -143,7 +148,7 @@ impl Machine {
         self.wait_until_up()
     }
 
-    /// Waits until a line with this text is on the console, from the beginning of its log.
+    /// Waits until this text is in a line of the console, whole or not, from the beginning of its log.
     pub fn wait_for_console(&mut self, text: &str) -> Result<(), VmError> {
         let mut from = 0;
         self.wait(&format!("its console said `{text}`"), |seen| {
@@ -151,6 +156,14 @@ impl Machine {
             from = seen.console.lines().len();
             Ok(found.map(|_| ()))
         })
+    }
+
+    /// Types a line at the console.
+    pub fn type_line(&mut self, text: &str) -> Result<(), VmError> {
+        let Some(keyboard) = &mut self.keyboard else {
+            return Err(VmError::NotStarted("its console is not connected".to_owned()));
+        };
+        keyboard.write_all(format!("{text}\r").as_bytes()).map_err(io("type at the console"))
     }
 
     /// All whole lines of the console so far.

@@ -118,7 +118,12 @@ impl Device {
         self.reboots_by("systemctl reboot")
     }
 
-    /// Waits until a line with this text was on the console.
+    /// Types a line at the console.
+    pub fn is_typed(&mut self, text: &str) -> Result<(), Failed> {
+        Ok(self.machine.type_line(text)?)
+    }
+
+    /// Waits until this text was on the console.
     pub fn prints(&mut self, text: &str) -> Result<(), Failed> {
         Ok(self.machine.wait_for_console(text)?)
     }

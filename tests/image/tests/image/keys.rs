@@ -27,7 +27,12 @@ pub fn a_recovery_key_takes_the_demo_keys_place() -> Case {
     assert!(journal.contains("org.nemos.device1.keys.recovery granted"), "{journal}");
     assert!(!journal.contains(&key), "the key is in the journal");
 
-    let mut device = device.powers_off()?.boots_given(&key)?;
+    let mut device = device.powers_off()?.starts()?;
+    device.prints("Passphrase or recovery key of this device:")?;
+    device.is_typed("open sesame")?;
+    device.prints("That was not it.")?;
+    device.is_typed(&key)?;
+    device.comes_up()?;
     assert_eq!(device.says("cat /etc/made-here")?, "mine");
     let slots = device.tells("nemosctl keys --json")?;
     let opened = (&slots[0]["provider"], &slots[0]["opened_boot"]);
