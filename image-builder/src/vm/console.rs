@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_found_once_it_is_whole() {
+    fn a_line_is_found_before_it_is_whole() {
         let mut seen = console(b"one\ntwo\nthr");
         assert_eq!(seen.find(0, "thr"), Some(2));
         seen.push(b"ee\n");
