@@ -28,7 +28,7 @@ pub fn a_recovery_key_takes_the_demo_keys_place() -> Case {
     assert!(!journal.contains(&key), "the key is in the journal");
 
     let mut device = device.powers_off()?.starts()?;
-    device.prints("Passphrase or recovery key of this device:")?;
+    device.prints("Passphrase or recovery key of this device")?;
     device.is_typed("open sesame")?;
     device.prints("That was not it.")?;
     device.is_typed(&key)?;
