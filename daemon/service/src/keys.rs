@@ -1,5 +1,7 @@
 //! Changes of the keys: one at a time, and each written down at the desk before the header is touched.
 
+mod policy;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, MutexGuard, PoisonError};
@@ -7,8 +9,8 @@ use std::time::Duration;
 
 use nemos_api::{Error, ErrorKind};
 use nemos_host::keys::{
-    ChangeError, Given, Key, Keys, Memory, Moment, Recipient, Secret, has_tpm2, next_boot, order, policy, tpm2_tokens,
-    try_slot, unlock, way,
+    ChangeError, Given, Key, Keys, Memory, Moment, Secret, has_tpm2, next_boot, order, tpm2_tokens, try_slot, unlock,
+    way,
 };
 use nemos_host::partitions::Disk;
 use nemos_model::Timestamp;
@@ -17,7 +19,6 @@ use nemos_model::job::Requester;
 use nemos_model::keys::change::Known;
 use nemos_model::keys::forecast::Tried;
 use nemos_model::keys::policy::Step;
-use nemos_model::keys::recovery::Sealed;
 use nemos_model::keys::{Boot, Forecast, KeyslotId, Policy, Provider, Refused, Slot, forecast};
 use nemos_model::overlay::LOWER_MOUNT;
 use nemos_model::partitions::Partition;
@@ -26,7 +27,7 @@ use nemos_model::state::DeviceState;
 use tokio::runtime::Handle;
 use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use crate::bus::Service;
 
@@ -119,67 +120,11 @@ pub async fn settle(service: &Arc<Service>) {
     });
     match settled.await {
         Ok(()) => {
-            pursue(service).await;
+            policy::pursue(service).await;
             foresee(service).await;
         }
         Err(error) if error.kind == ErrorKind::NotSupported => {}
         Err(error) => warn!("a change of the keys cannot be brought to its end: {error}"),
-    }
-}
-
-/// Does what the image's policy of keys still wants, as far as it can be done now. Only when nemosd starts: a recovery key that
-/// somebody has just asked for is not in their hands yet, and the demo key must not go before it is.
-async fn pursue(service: &Arc<Service>) {
-    let policy = match policy(Path::new(LOWER_MOUNT)) {
-        Ok(policy) => policy,
-        Err(error) => return warn!("the image's policy of keys is not followed: {error}"),
-    };
-    while let Some(step) = next_step(service, &policy).await {
-        match take(service, &policy, step).await {
-            Ok(slot) => info!("the image's policy of keys: {step}, in key slot {slot}"),
-            Err(error) => return warn!("the image's policy of keys wants to {step}, and cannot: {error}"),
-        }
-    }
-}
-
-async fn next_step(service: &Arc<Service>, policy: &Policy) -> Option<Step> {
-    let policy = policy.clone();
-    let next = work(service, move |_, known, _| Ok(policy.next(&known, has_tpm2())));
-    next.await.unwrap_or_else(|error| {
-        debug!("the image's policy of keys is not followed: {error}");
-        None
-    })
-}
-
-async fn take(service: &Arc<Service>, policy: &Policy, step: Step) -> Result<KeyslotId, Error> {
-    let by = Requester::policy();
-    match step {
-        Step::EnrollTpm2 => {
-            let wanted = Wanted { provider: Provider::Tpm2, rotates: false, unlock: None, given: Given::default() };
-            add_at(service, wanted, by, service.desk.now(), Some((policy.clone(), step))).await
-        }
-        Step::SealRecoveryKey => {
-            let failed = |error: &dyn std::error::Error| Error::new(ErrorKind::Failed, error.to_string());
-            let recipients = Recipient::parse_all(&policy.recipients).map_err(|error| failed(&error))?;
-            let secret = Secret::new_recovery_key().map_err(|error| failed(&error))?;
-            let sealed = secret.seal(&recipients).map_err(|error| failed(&error))?;
-            let text = String::from_utf8_lossy(sealed.expose()).into_owned();
-            // Before the slot is there: a recovery key that nobody can read is none.
-            let created = service.desk.now();
-            let seal = |state: &mut DeviceState| {
-                state.seal(Sealed { created, text });
-                Ok(())
-            };
-            service.desk.note(seal).await?;
-            let wanted = Wanted {
-                provider: Provider::RecoveryKey,
-                rotates: false,
-                unlock: None,
-                given: Given { secret: Some(secret), ..Given::default() },
-            };
-            add_at(service, wanted, by, created, Some((policy.clone(), step))).await
-        }
-        Step::RemoveDemoKey(slot) => remove_now(service, slot, by).await.map(|()| slot),
     }
 }
 
