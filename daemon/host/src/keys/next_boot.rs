@@ -12,6 +12,7 @@ use nemos_model::keys::next_boot::{Found, KernelImage, SecureBoot};
 use nemos_model::partitions::Partition;
 use nemos_model::uki::pcr::{self, Digest, INITRD, Key, MEASURED, Signatures};
 use nemos_model::uki::{HEADERS, NotProgram, Program, pkcs7};
+use rustix::fd::OwnedFd;
 use sha2::{Digest as _, Sha256};
 
 use crate::mounts::{open_below, root_of};
@@ -70,22 +71,27 @@ fn image(partition: &Path, measured: Result<&Measured, String>, variables: &Path
         Ok(root) => root,
         Err(error) => return KernelImage::Unknown(error),
     };
-    let found = match open_below(&root, REMOVABLE) {
-        Ok(file) => look(file),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return KernelImage::Refused(format!("there is no {REMOVABLE}"));
+    judge(&root, measured, variables).unwrap_or_else(|error| match error {
+        Unreadable::Program(why) => KernelImage::Refused(why.to_string()),
+        Unreadable::Io(error) if error.kind() == io::ErrorKind::NotFound => {
+            KernelImage::Refused(format!("there is no {REMOVABLE}"))
         }
-        Err(error) => Err(Unreadable::Io(error)),
-    };
-    match (found, measured) {
-        (Ok(found), Ok(measured)) => match measured.trusted().map(|db| value(db, variables)).transpose() {
-            Ok(db) => KernelImage::judge(found, measured, &db.unwrap_or_default()),
-            Err(error) => KernelImage::Unknown(error),
-        },
-        (Ok(_), Err(error)) => KernelImage::Unknown(error),
-        (Err(Unreadable::Program(error)), _) => KernelImage::Refused(error.to_string()),
-        (Err(Unreadable::Io(error)), _) => KernelImage::Unknown(format!("{REMOVABLE}: {error}")),
-    }
+        Unreadable::Io(error) => KernelImage::Unknown(format!("{REMOVABLE}: {error}")),
+    })
+}
+
+fn judge(root: &OwnedFd, measured: Result<&Measured, String>, variables: &Path) -> Result<KernelImage, Unreadable> {
+    let mut file = open_below(root, REMOVABLE)?;
+    let length = file.metadata()?.len();
+    let program = Program::parse(&read(&mut file, 0..length.min(HEADERS as u64))?, length)?;
+    let known = measured.and_then(|measured| {
+        let db = measured.trusted().map(|db| value(db, variables)).transpose()?;
+        Ok((measured, db.unwrap_or_default()))
+    });
+    Ok(match known {
+        Ok((measured, db)) => KernelImage::judge(look(&mut file, &program)?, measured, &db),
+        Err(why) => KernelImage::Unknown(why),
+    })
 }
 
 fn esp(partition: &Path) -> Result<PathBuf, String> {
@@ -111,16 +117,13 @@ impl From<NotProgram> for Unreadable {
     }
 }
 
-fn look(mut file: File) -> Result<Found, Unreadable> {
-    let length = file.metadata()?.len();
-    let headers = read(&mut file, 0..length.min(HEADERS as u64))?;
-    let program = Program::parse(&headers, length)?;
+fn look(file: &mut File, program: &Program) -> Result<Found, Unreadable> {
     let signature = match program.signature.clone() {
-        Some(place) => Some(pkcs7(&read(&mut file, place)?)?.to_vec()),
+        Some(place) => Some(pkcs7(&read(file, place)?)?.to_vec()),
         None => None,
     };
-    let digest = digest(&mut file, &program.hashed)?;
-    Ok(Found { digest, signature, signed_for_tpm: signed_for_tpm(&mut file, &program)? })
+    let digest = digest(file, &program.hashed)?;
+    Ok(Found { digest, signature, signed_for_tpm: signed_for_tpm(file, program)? })
 }
 
 /// Whose key signed what a TPM measures of it in the initrd, if anybody's: the one that it brings along.
