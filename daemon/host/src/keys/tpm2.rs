@@ -90,9 +90,9 @@ fn enroll(partition: &Path, unlock: &Key) -> Result<(), ChangeError> {
     let policies = [&[][..], &[SPARE_PCR]].map(|spare| named(&[&pcrs, spare].concat()));
     let pcrs = format!("--tpm2-pcrs={}", policies.into_iter().find(is_free).ok_or(ChangeError::Tpm2Full)?);
     let mut arguments = vec!["--tpm2-device=auto", &pcrs];
-    let signer = Path::new(RUNTIME).join(PUBLIC_KEY_FILE);
-    let signed = [format!("--tpm2-public-key={}", signer.display()), format!("--tpm2-public-key-pcrs={PCR}")];
-    if signer.exists() {
+    let public_key = Path::new(RUNTIME).join(PUBLIC_KEY_FILE);
+    let signed = [format!("--tpm2-public-key={}", public_key.display()), format!("--tpm2-public-key-pcrs={PCR}")];
+    if public_key.exists() {
         arguments.extend(signed.iter().map(String::as_str));
     } else {
         arguments.push("--tpm2-public-key=");
