@@ -24,7 +24,7 @@ pub(crate) const SHARED: &str = "NEMOS_RIG_SHARED";
 /// The same: how many seconds the tests in one machine may take.
 pub(crate) const LIMIT: &str = "NEMOS_RIG_LIMIT";
 /// If nobody says so.
-const USUAL_LIMIT: Duration = Duration::from_secs(1200);
+const USUAL_LIMIT: Duration = Duration::from_secs(1800);
 
 /// Exit status of tests that took longer, as of timeout(1).
 const TOO_LONG: u8 = 124;

@@ -18,7 +18,7 @@
 //! binary, the host's programs and their libraries are all there, and whatever a test does to them is gone afterwards.
 //! All tests of a binary share one such machine, one after the other; it starts in about a second.
 //!
-//! On a machine that is itself to be thrown away, `NEMOS_RIG=native` runs them in place. They may take twenty minutes
+//! On a machine that is itself to be thrown away, `NEMOS_RIG=native` runs them in place. They may take half an hour
 //! together, or `NEMOS_RIG_LIMIT` seconds.
 
 #![forbid(unsafe_code)]
