@@ -63,6 +63,13 @@ count() {
     return "$status"
 }
 
+# The tests of whole devices are no target of `--all-targets`, for they run only when they are named.
+lints() (
+    set -o errexit
+    cargo clippy --locked --workspace --all-targets -- --deny warnings
+    cargo clippy --locked --workspace --test image -- --deny warnings
+)
+
 images() (
     set -o errexit
     build_image dev
@@ -77,7 +84,7 @@ image_tests() {
 
 # Always of the whole workspace: packages share what they need only if they are compiled together.
 part 'format' cargo fmt --all --check
-part 'lints' cargo clippy --locked --workspace --all-targets --test image -- --deny warnings
+part 'lints' lints
 part 'scripts' shellcheck --external-sources image-builder/*.sh image-builder/bench tests/*.sh
 part 'compiling' cargo test --locked --workspace --tests --no-run
 begin 'images' images

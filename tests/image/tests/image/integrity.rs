@@ -53,7 +53,7 @@ pub fn a_damaged_file_of_the_root_is_signalled_named_and_remembered() -> Case {
     device.says(&format!("{listens} timeout 60 sh -c 'until grep -q Monitoring /run/heard; do sleep 0.1; done'"))?;
     let read = device.run(&format!("cat {FILE} > /dev/null"))?;
     assert_ne!(read.status, 0, "damage was read as if it were none");
-    device.says("timeout 60 sh -c 'until grep -q CorruptionDetected /run/heard; do sleep 0.1; done'")?;
+    device.waits_until("grep -q CorruptionDetected /run/heard")?;
     let event = named_event(&mut device)?;
     assert_eq!((&event["volume"], &event["area"]), (&"verityRoot".into(), &"data".into()), "{event}");
     assert_eq!((&event["file"], &event["package"]), (&FILE.into(), &PACKAGE.into()), "{event}");

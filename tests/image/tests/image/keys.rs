@@ -237,7 +237,8 @@ pub fn what_the_firmware_and_the_tpm_will_not_take_is_foreseen_before_they_refus
     assert_eq!(forecast(&mut device)?, sound);
 
     // Another key that the firmware trusts.
-    let update: String = signed.trusts_the_other_key()?.iter().map(|byte| format!("\\0{byte:03o}")).collect();
+    let update: Vec<_> = signed.trusts_the_other_key()?.iter().map(|byte| format!("\\0{byte:03o}")).collect();
+    let update = update.concat();
     device.says(&format!("printf '%b' '{update}' > /run/update"))?;
     device.says("db=$(echo /sys/firmware/efi/efivars/db-*) && chattr -i $db && cat /run/update > $db")?;
     let (outlook, why) = forecast(&mut device)?;

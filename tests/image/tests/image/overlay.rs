@@ -76,7 +76,7 @@ fn is_well(device: &mut Device) -> Result<(), Failed> {
     let status = device.run("nemosctl status")?;
     assert!(status.status < 2, "{status:?}");
     assert_eq!(device.says("systemctl --failed --plain --no-legend")?, "");
-    device.says("timeout 60 sh -c 'until systemctl is-active --quiet ssh; do sleep 0.5; done'")?;
+    device.waits_until("systemctl is-active --quiet ssh")?;
     Ok(())
 }
 
@@ -157,7 +157,7 @@ fn is_full(device: &mut Device) -> Result<(), Failed> {
 pub fn the_index_of_the_image_is_kept_and_what_another_image_had_is_told() -> Case {
     let mut device = Device::running()?;
     let index = "/run/nemos/root/usr/share/nemos/index";
-    let kept = format!("/run/nemos/overlay/images/$(sed -n 's/.*roothash=\\([0-9a-f]*\\).*/\\1/p' /proc/cmdline)");
+    let kept = r"/run/nemos/overlay/images/$(sed -n 's/.*roothash=\([0-9a-f]*\).*/\1/p' /proc/cmdline)";
     device.says(&format!("cmp {index} {kept}"))?;
     // Each path of the root is in it but the index itself: for the end of its bytes says how many there are.
     let counted = device.says(&format!("tail -c 8 {index} | od -An -td8 | tr -d ' '"))?;
