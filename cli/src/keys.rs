@@ -32,6 +32,8 @@ struct Key {
     state: String,
     /// ISO 8601 in UTC.
     created: Option<String>,
+    /// When somebody brought a recovery key, ISO 8601 in UTC.
+    used: Option<String>,
     opened_boot: bool,
     /// Where its key is, if it is kept elsewhere: `LABEL=KEYS:/nemos.key`, `pkcs11:token=...`.
     place: Option<String>,
@@ -256,20 +258,21 @@ fn send(secret: &[u8]) -> io::Result<OwnedFd> {
 }
 
 fn render(slots: &[Key]) -> String {
-    let head = ["SLOT", "PROVIDER", "STATE", "CREATED", "OPENED THIS BOOT", "WHERE"].map(str::to_owned);
+    let head = ["SLOT", "PROVIDER", "STATE", "CREATED", "USED", "OPENED THIS BOOT", "WHERE"].map(str::to_owned);
     let row = |slot: &Key| {
-        let created = slot.created.clone().unwrap_or_else(|| "-".into());
+        let or_dash = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".into());
         let opened = if slot.opened_boot { "yes" } else { "-" };
-        let place = slot.place.clone().unwrap_or_else(|| "-".into());
-        [slot.slot.to_string(), slot.provider.clone(), slot.state.clone(), created, opened.into(), place]
+        let (created, used, place) = (or_dash(&slot.created), or_dash(&slot.used), or_dash(&slot.place));
+        [slot.slot.to_string(), slot.provider.clone(), slot.state.clone(), created, used, opened.into(), place]
     };
     table::columns(&std::iter::once(head).chain(slots.iter().map(row)).collect::<Vec<_>>())
 }
 
 impl From<SlotRecord> for Key {
     fn from(record: SlotRecord) -> Self {
-        let SlotRecord { slot, provider, place, created, state, opened_boot } = record;
-        Key { slot, provider, state, created: created.and_then(text::time), opened_boot, place }
+        let SlotRecord { slot, provider, place, created, used, state, opened_boot } = record;
+        let (created, used) = (created.and_then(text::time), used.and_then(text::time));
+        Key { slot, provider, state, created, used, opened_boot, place }
     }
 }
 

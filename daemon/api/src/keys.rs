@@ -115,6 +115,8 @@ pub struct SlotRecord {
     pub place: Option<String>,
     /// When it was made, if this device made it.
     pub created: Option<u64>,
+    /// When somebody brought it to open a boot, if it is a recovery key: whoever did has seen it.
+    pub used: Option<u64>,
     /// `in-use`, `unconfirmed`, `superseded`, `interrupted`.
     pub state: String,
     /// Whether it opened the volume at this boot.
@@ -124,10 +126,6 @@ pub struct SlotRecord {
 impl SlotRecord {
     /// A key slot, with the change that may be about it and the slot that opened this boot.
     pub fn new(slot: &Slot, change: Option<&Change>, opened_by: Option<KeyslotId>) -> Self {
-        let record = match &slot.origin {
-            Origin::Recorded(record) => Some(record),
-            Origin::Foreign(_) | Origin::Unrecorded => None,
-        };
         let provider = match &slot.origin {
             Origin::Recorded(record) => record.provider.name().to_owned(),
             Origin::Foreign(kind) => kind.clone(),
@@ -143,7 +141,8 @@ impl SlotRecord {
             slot: slot.id.into(),
             provider,
             place: slot.place().map(ToString::to_string),
-            created: record.map(|record| record.created.0),
+            created: slot.created().map(|created| created.0),
+            used: slot.record().and_then(|record| record.used).map(|used| used.0),
             state: state.to_owned(),
             opened_boot: opened_by == Some(slot.id),
         }

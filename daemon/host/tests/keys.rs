@@ -30,6 +30,7 @@ fn main() -> ExitCode {
     nemos_rig::main(nemos_rig::tests![
         a_key_that_was_added_opens_the_volume_and_one_that_was_removed_does_not,
         a_rotation_ends_when_a_boot_did_not_need_the_old_key,
+        a_recovery_key_that_was_used_is_known_as_such_until_its_slot_goes,
         what_cannot_be_is_refused_and_changes_nothing,
         tokens_of_others_stay_as_they_are,
         an_interruption_between_any_two_steps_leaves_a_way_in,
@@ -182,6 +183,26 @@ fn a_rotation_ends_when_a_boot_did_not_need_the_old_key() {
     assert!(device.is_opened_by(&old) && device.is_opened_by(&new));
     assert_eq!(device.starts(Some(id(0))), None);
     assert!(!device.is_opened_by(&old) && device.is_opened_by(&new) && device.is_opened_by(&demo()));
+}
+
+fn a_recovery_key_that_was_used_is_known_as_such_until_its_slot_goes() {
+    let disk = provisioned().disk();
+    let (device, old, new) = (Device::on(&disk), key(), key());
+    let used = device.adds(false, &demo(), &old, &Notes::of(&device)).unwrap();
+    for (opened_by, at) in [(id(0), 8), (used, 9), (used, 10)] {
+        let slots = slots(&device.volume).unwrap();
+        let opened = slots.iter().find(|slot| slot.id == opened_by).unwrap();
+        device.keys().opened_boot(opened, Timestamp(at)).unwrap();
+    }
+    let uses = || slots(&device.volume).unwrap().iter().map(|slot| slot.record().unwrap().used).collect::<Vec<_>>();
+    assert_eq!(uses(), [None, Some(Timestamp(9))]);
+    assert!(device.is_opened_by(&old));
+
+    device.adds(true, &old, &new, &Notes::of(&device)).unwrap();
+    assert_eq!(device.starts(Some(id(0))), None);
+    assert_eq!(uses(), [None, None], "the new one was seen by nobody");
+    let tokens = run("cryptsetup", ["luksDump", "--dump-json-metadata", device.volume.to_str().unwrap()]);
+    assert_eq!(tokens.matches("\"nemos\"").count(), 2, "{tokens}");
 }
 
 fn what_cannot_be_is_refused_and_changes_nothing() {

@@ -164,10 +164,12 @@ impl Observed {
         is_recorded || opened.is_some_and(|report| self.keyslots.is_empty() || is_there(report.keyslot))
     }
 
-    /// Whether a recovery key opened this boot that still opens the volume: whoever brought it has seen it.
+    /// Whether a recovery key that opens the volume has opened a boot: whoever brought it has seen it.
     pub fn recovery_key_was_used(&self) -> bool {
-        let used = self.report.as_ref().filter(|report| report.provider == Some(Provider::RecoveryKey));
-        used.is_some_and(|report| self.keyslots.iter().any(|slot| Some(slot.id) == report.keyslot))
+        let opened_this_boot = self.report.as_ref().and_then(|report| report.keyslot);
+        self.keyslots.iter().filter_map(|slot| Some((slot.id, slot.record()?))).any(|(id, record)| {
+            record.provider == Provider::RecoveryKey && (record.used.is_some() || Some(id) == opened_this_boot)
+        })
     }
 
     /// Bytes of the overlay's partition that its volume leaves out, because the partition has grown since the volume was made.

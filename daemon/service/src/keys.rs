@@ -112,10 +112,13 @@ async fn remove_now(service: &Arc<Service>, slot: KeyslotId, by: Requester) -> R
 /// Clears up what was interrupted, and ends what this boot confirms.
 pub async fn settle(service: &Arc<Service>) {
     let boot = service.desk.boot_id().await.ok();
+    let now = service.desk.now();
     let settled = work(service, move |place, known, memory| {
         let untried = known.opened_by.map(|slot| behind(known.slots, slot)).unwrap_or_default();
         let boot = boot.as_deref().zip(known.opened_by);
         let boot = boot.map(|(id, opened_by)| Boot { id, opened_by, untried: &untried });
+        let opened = known.slots.iter().find(|slot| Some(slot.id) == known.opened_by);
+        opened.map_or(Ok(()), |slot| place.opened_boot(slot, now)).map_err(|error| not_changed(&error))?;
         place.settle(memory, boot.as_ref()).map_err(|error| not_changed(&error))
     });
     match settled.await {

@@ -5,7 +5,8 @@ use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use nemos_model::keys::{Boot, Change, KeyslotId, Next, Place, Provider, Refused};
+use nemos_model::Timestamp;
+use nemos_model::keys::{Boot, Change, KeyslotId, Next, Place, Provider, Refused, Slot};
 use nemos_model::state::DeviceState;
 use thiserror::Error;
 use tracing::{info, warn};
@@ -177,6 +178,12 @@ impl Keys<'_> {
             state.key_change_ended();
             Ok(())
         })
+    }
+
+    /// Records in the header what a key slot that opened this boot has to say for it, if it has.
+    pub fn opened_boot(&self, slot: &Slot, at: Timestamp) -> Result<(), ChangeError> {
+        let Some(record) = slot.opened_boot(at) else { return Ok(()) };
+        Ok(header::record_again(self.partition, slot.id, &record)?)
     }
 
     /// The slot that a key opens, if it opens one.

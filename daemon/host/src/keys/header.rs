@@ -172,6 +172,15 @@ pub(super) fn record_on(partition: &Path, slot: KeyslotId, what: &Record) -> Res
     with("record a key of", partition, |device| record(device, slot, what))
 }
 
+/// Records in the header what is known of a key slot now, in place of what was recorded of it.
+pub(super) fn record_again(partition: &Path, slot: KeyslotId, record: &Record) -> Result<(), CryptError> {
+    let action = "record the use of a key of";
+    let ours = Token { kind: slot::TOKEN_TYPE, pin: None };
+    let number = number_of(action, partition, &ours, slot)?;
+    let token = record.token(slot);
+    with(action, partition, |device| device.token_handle().json_set(TokenInput::ReplaceToken(number, &token)).map(drop))
+}
+
 /// Destroys a key slot, if it is in use, and what is recorded of it.
 pub(super) fn destroy(partition: &Path, slot: KeyslotId) -> Result<(), CryptError> {
     with("destroy a key of", partition, |device| {

@@ -179,7 +179,7 @@ pub fn create_volume(
         device.context_handle().format(EncryptionFormat::Luks2, cipher, Some(uuid), key, Some(&mut parameters))?;
         let slot = device.keyslot_handle().add_by_key(None, None, secret.expose(), CryptVolumeKey::empty())?;
         let slot = KeyslotId::try_from(slot).map_err(|error| LibcryptErr::Other(error.to_string()))?;
-        keys::record(device, slot, &Record { provider: Provider::DemoKey, created: now(), place: None })
+        keys::record(device, slot, &Record::new(Provider::DemoKey, now()))
     })?;
     write_every_sector(partition, secret, progress)?;
     identity(partition)

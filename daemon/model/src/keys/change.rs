@@ -206,7 +206,7 @@ impl Change {
 
     /// What is recorded of the new slot.
     pub fn record(&self) -> Option<Record> {
-        Some(Record { provider: self.provider?, created: self.at, place: self.place.clone() })
+        Some(Record { place: self.place.clone(), ..Record::new(self.provider?, self.at) })
     }
 
     /// The new slot opens the volume: what is left of the change, if anything.
@@ -277,7 +277,7 @@ mod tests {
     }
 
     fn slot(number: u32, provider: Option<Provider>) -> Slot {
-        let record = |provider| Origin::Recorded(Record { provider, created: Timestamp(0), place: None });
+        let record = |provider| Origin::Recorded(Record::new(provider, Timestamp(0)));
         Slot { id: id(number), origin: provider.map_or(Origin::Unrecorded, record) }
     }
 

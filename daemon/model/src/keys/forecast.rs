@@ -140,10 +140,8 @@ mod tests {
     #[test]
     fn the_best_way_counts_and_each_says_why() {
         let id = |number: u32| KeyslotId::try_from(number).unwrap();
-        let recorded = |number, provider| Slot {
-            id: id(number),
-            origin: Origin::Recorded(Record { provider, created: Timestamp(0), place: None }),
-        };
+        let recorded =
+            |number, provider| Slot { id: id(number), origin: Origin::Recorded(Record::new(provider, Timestamp(0))) };
         let (demo, typed) = (recorded(0, Provider::DemoKey), recorded(1, Provider::RecoveryKey));
         let typed_at_the_console = |mut tried: Tried| {
             tried.insert(id(1), Err(Closed::NeedsSomebody("somebody types it".to_owned())));
@@ -175,7 +173,7 @@ mod tests {
     fn a_tpm_that_opens_now_does_not_once_something_was_changed() {
         let recorded = |number: u32, provider| Slot {
             id: number.try_into().unwrap(),
-            origin: Origin::Recorded(Record { provider, created: Timestamp(0), place: None }),
+            origin: Origin::Recorded(Record::new(provider, Timestamp(0))),
         };
         let slots = [recorded(0, Provider::Tpm2), recorded(1, Provider::RecoveryKey), recorded(2, Provider::DemoKey)];
         let opens = |slot: &Slot| match slot.provider()? {

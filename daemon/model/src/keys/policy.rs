@@ -156,7 +156,7 @@ mod tests {
     fn slots(providers: &[Provider]) -> Vec<Slot> {
         let slot = |(number, provider): (u32, &Provider)| Slot {
             id: number.try_into().unwrap(),
-            origin: Origin::Recorded(Record { provider: *provider, created: Timestamp(0), place: None }),
+            origin: Origin::Recorded(Record::new(*provider, Timestamp(0))),
         };
         (0..).zip(providers).map(slot).collect()
     }

@@ -60,9 +60,17 @@ pub struct Record {
     /// Where its key is, if it is kept elsewhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub place: Option<Place>,
+    /// When somebody brought it to open a boot, if it is a recovery key: whoever did has seen it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used: Option<Timestamp>,
 }
 
 impl Record {
+    /// A key that is kept nowhere else.
+    pub const fn new(provider: Provider, created: Timestamp) -> Self {
+        Record { provider, created, place: None, used: None }
+    }
+
     /// The token that holds it.
     pub fn token(&self, slot: KeyslotId) -> Value {
         let mut token = json!({
@@ -73,6 +81,9 @@ impl Record {
         });
         if let Some(place) = &self.place {
             token["place"] = json!(place);
+        }
+        if let Some(used) = self.used {
+            token["used"] = json!(used);
         }
         token
     }
@@ -99,28 +110,33 @@ pub struct Slot {
 }
 
 impl Slot {
-    /// When it was made, if it is one of ours.
-    pub const fn created(&self) -> Option<Timestamp> {
+    /// What is recorded of it, if it is one of ours.
+    pub const fn record(&self) -> Option<&Record> {
         match &self.origin {
-            Origin::Recorded(record) => Some(record.created),
+            Origin::Recorded(record) => Some(record),
             Origin::Foreign(_) | Origin::Unrecorded => None,
         }
+    }
+
+    /// When it was made, if it is one of ours.
+    pub fn created(&self) -> Option<Timestamp> {
+        self.record().map(|record| record.created)
     }
 
     /// Where its key is, if it is one of ours and kept elsewhere.
-    pub const fn place(&self) -> Option<&Place> {
-        match &self.origin {
-            Origin::Recorded(record) => record.place.as_ref(),
-            Origin::Foreign(_) | Origin::Unrecorded => None,
-        }
+    pub fn place(&self) -> Option<&Place> {
+        self.record()?.place.as_ref()
     }
 
     /// What opens it, if it is one of ours.
-    pub const fn provider(&self) -> Option<Provider> {
-        match &self.origin {
-            Origin::Recorded(record) => Some(record.provider),
-            Origin::Foreign(_) | Origin::Unrecorded => None,
-        }
+    pub fn provider(&self) -> Option<Provider> {
+        self.record().map(|record| record.provider)
+    }
+
+    /// What is to be recorded of it now that it opened a boot: that a recovery key was used, if that is not recorded yet.
+    pub fn opened_boot(&self, at: Timestamp) -> Option<Record> {
+        let unused = self.record().filter(|record| record.provider == Provider::RecoveryKey && record.used.is_none());
+        unused.map(|record| Record { used: Some(at), ..record.clone() })
     }
 }
 
@@ -238,7 +254,7 @@ mod tests {
 
     #[test]
     fn what_is_recorded_is_read_back_and_what_is_not_ours_is_left_to_others() {
-        let record = Record { provider: Provider::Passphrase, created: Timestamp(7), place: None };
+        let record = Record::new(Provider::Passphrase, Timestamp(7));
         let place = Some("LABEL=KEYS:/nemos.key".parse().unwrap());
         let in_a_file = Record { provider: Provider::KeyFile, place, ..record.clone() };
         let metadata = json!({
@@ -264,6 +280,22 @@ mod tests {
         ];
         assert_eq!(slots(&metadata), expected);
         assert_eq!(stale_tokens(&metadata), [3]);
+    }
+
+    #[test]
+    fn a_recovery_key_is_recorded_as_used_once() {
+        let slot = |provider| Slot { id: id(3), origin: Origin::Recorded(Record::new(provider, Timestamp(7))) };
+        let used = slot(Provider::RecoveryKey).opened_boot(Timestamp(9)).unwrap();
+        let metadata = json!({"keyslots": {"3": {}}, "tokens": {"0": used.token(id(3))}});
+        let read = slots(&metadata).remove(0);
+        assert_eq!(
+            read.record(),
+            Some(&Record { used: Some(Timestamp(9)), ..Record::new(Provider::RecoveryKey, Timestamp(7)) })
+        );
+        assert_eq!(
+            (read.opened_boot(Timestamp(11)), slot(Provider::Passphrase).opened_boot(Timestamp(9))),
+            (None, None)
+        );
     }
 
     #[test]

@@ -37,9 +37,10 @@ pub fn a_recovery_key_takes_the_demo_keys_place() -> Case {
     let slots = device.tells("nemosctl keys --json")?;
     let opened = (&slots[0]["provider"], &slots[0]["opened_boot"]);
     assert_eq!(opened, (&"recovery-key".into(), &true.into()), "{slots}");
+    device.waits_until("nemosctl keys --json | grep --quiet '\"used\": \"2'")?;
 
     // It is rotated by whoever has it, and by nobody else.
-    assert!(device.says("nemosctl health || true")?.contains("a recovery key opened this boot"));
+    assert!(device.says("nemosctl health || true")?.contains("a recovery key was used"));
     let wrong = device.run("printf wrong | nemosctl keys rotate recovery-key --unlock-file -")?;
     assert!(wrong.status == 1 && wrong.stderr.contains("opens none of its key slots"), "{wrong:?}");
     let rotate = format!("printf %s {key} | nemosctl keys rotate recovery-key --unlock-file - --json");
