@@ -7,9 +7,10 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use nemos_host::fsck;
-use nemos_host::keys::{BACKUP, ChangeError, Key, Keys, Memory, NewKey, Secret, slots};
+use nemos_host::keys::{BACKUP, ChangeError, Handover, Key, Keys, Memory, NewKey, NotFetched, Secret, slots};
 use nemos_host::mounts::{Mount, unmount};
 use nemos_host::overlay;
 use nemos_host::state::Store;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         a_key_that_was_added_opens_the_volume_and_one_that_was_removed_does_not,
         a_rotation_ends_when_a_boot_did_not_need_the_old_key,
         a_recovery_key_that_was_used_is_known_as_such_until_its_slot_goes,
+        a_key_that_nobody_fetched_is_taken_back,
         what_cannot_be_is_refused_and_changes_nothing,
         tokens_of_others_stay_as_they_are,
         an_interruption_between_any_two_steps_leaves_a_way_in,
@@ -84,13 +86,24 @@ impl Device {
         new: &Secret,
         memory: &impl Memory,
     ) -> Result<KeyslotId, ChangeError> {
+        self.adds_and_hands_over(rotates, unlock, new, memory, || Ok(()))
+    }
+
+    fn adds_and_hands_over(
+        &self,
+        rotates: bool,
+        unlock: &Secret,
+        new: &Secret,
+        memory: &impl Memory,
+        hand_over: impl FnOnce() -> Result<(), NotFetched>,
+    ) -> Result<KeyslotId, ChangeError> {
         let (slots, provider) = (slots(&self.volume).unwrap(), Provider::RecoveryKey);
         let known = Known { slots: &slots, opened_by: None };
         let begin = if rotates { Known::rotate } else { Known::enroll };
         let change = begin(&known, provider, Requester::image(), Timestamp(7))?;
         let (unlock, new) =
             (Key::Secret(again(unlock)), NewKey { provider, key: Key::Secret(again(new)), place: None });
-        self.keys().add(memory, &change, &unlock, &new)?;
+        self.keys().add(memory, &change, &unlock, &new, hand_over)?;
         Ok(change.new_slot().unwrap())
     }
 
@@ -194,15 +207,36 @@ fn a_recovery_key_that_was_used_is_known_as_such_until_its_slot_goes() {
         let opened = slots.iter().find(|slot| slot.id == opened_by).unwrap();
         device.keys().opened_boot(opened, Timestamp(at)).unwrap();
     }
-    let uses = || slots(&device.volume).unwrap().iter().map(|slot| slot.record().unwrap().used).collect::<Vec<_>>();
-    assert_eq!(uses(), [None, Some(Timestamp(9))]);
+    let recorded = || slots(&device.volume).unwrap().iter().map(|slot| slot.record().unwrap().used).collect::<Vec<_>>();
+    assert_eq!(recorded(), [None, Some(Timestamp(9))]);
     assert!(device.is_opened_by(&old));
 
     device.adds(true, &old, &new, &Notes::of(&device)).unwrap();
     assert_eq!(device.starts(Some(id(0))), None);
-    assert_eq!(uses(), [None, None], "the new one was seen by nobody");
+    assert_eq!(recorded(), [None, None], "the new one was seen by nobody");
     let tokens = run("cryptsetup", ["luksDump", "--dump-json-metadata", device.volume.to_str().unwrap()]);
     assert_eq!(tokens.matches("\"nemos\"").count(), 2, "{tokens}");
+}
+
+fn a_key_that_nobody_fetched_is_taken_back() {
+    let disk = provisioned().disk();
+    let (device, old) = (Device::on(&disk), key());
+    device.adds(false, &demo(), &old, &Notes::of(&device)).unwrap();
+    let before = slots(&device.volume).unwrap();
+    for rotates in [false, true] {
+        let new = key();
+        let hand_over = || {
+            assert!(device.is_opened_by(&new), "it is no way in yet, but would be one");
+            let (handover, reader) = Handover::of(&new).unwrap();
+            drop(reader);
+            handover.wait(Duration::from_secs(10))
+        };
+        let refused = device.adds_and_hands_over(rotates, &demo(), &new, &Notes::of(&device), hand_over).unwrap_err();
+        assert!(matches!(refused, ChangeError::NotFetched(NotFetched::Gone)), "{refused}");
+        assert!(!device.is_opened_by(&new) && device.is_opened_by(&old));
+        assert_eq!(slots(&device.volume).unwrap(), before);
+        assert_eq!(device.starts(Some(id(0))), None, "nothing waits for a boot");
+    }
 }
 
 fn what_cannot_be_is_refused_and_changes_nothing() {

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use nemos_api::{Error, ErrorKind};
 use nemos_host::keys::{
-    ChangeError, Given, Key, Keys, Memory, Moment, Secret, has_tpm2, next_boot, order, tpm2_tokens, try_slot, unlock,
-    way,
+    ChangeError, Given, Handover, Key, Keys, Memory, Moment, NotFetched, Secret, has_tpm2, next_boot, order,
+    tpm2_tokens, try_slot, unlock, way,
 };
 use nemos_host::partitions::Disk;
 use nemos_model::Timestamp;
@@ -25,7 +25,7 @@ use nemos_model::partitions::Partition;
 use nemos_model::stack::Observed;
 use nemos_model::state::DeviceState;
 use tokio::runtime::Handle;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, oneshot};
 use tokio::task::spawn_blocking;
 use tracing::{debug, warn};
 
@@ -61,6 +61,29 @@ pub struct Wanted {
     pub unlock: Option<Secret>,
     /// What is given for it.
     pub given: Given,
+    /// To whom it goes, if this device made it.
+    pub delivery: Option<Delivery>,
+}
+
+/// A key on its way to whoever asked for it.
+pub struct Delivery {
+    /// Where they fetch it.
+    pub handover: Handover,
+    /// Told of its slot when it can be fetched.
+    pub ready: oneshot::Sender<KeyslotId>,
+}
+
+impl Delivery {
+    /// How long somebody may take to fetch a key. Other changes of the keys wait as long.
+    const LIMIT: Duration = Duration::from_secs(30);
+
+    /// Waits until it was fetched. Its reader finds no end before this is dropped.
+    fn deliver(self, slot: KeyslotId) -> Result<Handover, NotFetched> {
+        let Delivery { handover, ready } = self;
+        ready.send(slot).map_err(|_| NotFetched::Gone)?;
+        handover.wait(Delivery::LIMIT)?;
+        Ok(handover)
+    }
 }
 
 /// Adds a key, and gives its slot.
@@ -68,6 +91,28 @@ pub async fn add(service: &Arc<Service>, wanted: Wanted, by: Requester) -> Resul
     let added = add_at(service, wanted, by, service.desk.now(), None).await;
     foresee(service).await;
     added
+}
+
+/// Adds a key that this device made, and gives its slot as soon as the key can be fetched; the rest goes on behind.
+pub async fn add_and_deliver(
+    service: &Arc<Service>,
+    wanted: Wanted,
+    is_ready: oneshot::Receiver<KeyslotId>,
+    by: Requester,
+) -> Result<KeyslotId, Error> {
+    let behind = Arc::clone(service);
+    let added = tokio::spawn(async move { add(&behind, wanted, by).await });
+    match is_ready.await {
+        Ok(slot) => {
+            tokio::spawn(async move {
+                if let Ok(Err(error)) = added.await {
+                    warn!("key slot {slot}: {}", error.message);
+                }
+            });
+            Ok(slot)
+        }
+        Err(_) => added.await.unwrap_or_else(|error| Err(Error::new(ErrorKind::Failed, error.to_string()))),
+    }
 }
 
 /// `decided` is what the policy wanted when it was asked: somebody else may have been quicker.
@@ -78,7 +123,7 @@ async fn add_at(
     at: Timestamp,
     decided: Option<(Policy, Step)>,
 ) -> Result<KeyslotId, Error> {
-    let Wanted { provider, rotates, unlock, given } = wanted;
+    let Wanted { provider, rotates, unlock, given, delivery } = wanted;
     let boot = service.desk.boot_id().await?;
     work(service, move |place, known, memory| {
         if decided.is_some_and(|(policy, step)| policy.next(&known, has_tpm2()) != Some(step)) {
@@ -88,8 +133,14 @@ async fn add_at(
         let new = way(provider).new_key(given).map_err(|error| not_changed(&error))?;
         let change = change.made_in(boot).at_place(new.place.clone());
         let unlock = unlock.map_or_else(|| at_hand(place, known.slots), |secret| Ok(Key::Secret(secret)))?;
-        place.add(memory, &change, &unlock, &new).map_err(|error| not_changed(&error))?;
-        change.new_slot().ok_or_else(|| Error::new(ErrorKind::Failed, "no key slot was added"))
+        let slot = change.new_slot().ok_or_else(|| Error::new(ErrorKind::Failed, "no key slot is to be added"))?;
+        let mut delivered = None;
+        let deliver = || {
+            delivered = delivery.map(|delivery| delivery.deliver(slot)).transpose()?;
+            Ok(())
+        };
+        place.add(memory, &change, &unlock, &new, deliver).map_err(|error| not_changed(&error))?;
+        Ok(slot)
     })
     .await
 }

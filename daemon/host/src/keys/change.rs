@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use crate::command::CommandError;
 use crate::cryptsetup::CryptError;
-use crate::keys::{Key, PolicyError, Secret, header, way};
+use crate::keys::{Key, NotFetched, PolicyError, Secret, header, way};
 use crate::state::StateError;
 use crate::wipe::wipe;
 
@@ -77,6 +77,9 @@ pub enum ChangeError {
         /// Why not.
         source: io::Error,
     },
+    /// Nobody has it, so that it is no way in.
+    #[error("the new key is taken back: {0}")]
+    NotFetched(#[from] NotFetched),
     /// What the memory says for itself.
     #[error("{0}")]
     Memory(String),
@@ -115,8 +118,16 @@ pub struct Keys<'a> {
 }
 
 impl Keys<'_> {
-    /// Adds the slot of a change that enrols or rotates. When this returns, the slot was seen to open the volume.
-    pub fn add(&self, memory: &impl Memory, change: &Change, unlock: &Key, new: &NewKey) -> Result<(), ChangeError> {
+    /// Adds the slot of a change that enrols or rotates. When this returns, the slot was seen to open the volume, and `hand_over`
+    /// has given the key to whoever keeps it; if that fails, the slot goes again.
+    pub fn add(
+        &self,
+        memory: &impl Memory,
+        change: &Change,
+        unlock: &Key,
+        new: &NewKey,
+        hand_over: impl FnOnce() -> Result<(), NotFetched>,
+    ) -> Result<(), ChangeError> {
         let unlocks =
             self.opens(unlock)?.ok_or_else(|| ChangeError::WrongKey { partition: self.partition.to_owned() })?;
         if let Key::Secret(secret) = &new.key
@@ -125,7 +136,7 @@ impl Keys<'_> {
             return Err(ChangeError::NotNew { slot });
         }
         memory.change(&mut |state| state.begin_key_change(change.clone()))?;
-        let added = self.add_and_prove(change, unlock, unlocks, new);
+        let added = self.add_and_prove(change, unlock, unlocks, new).and_then(|()| Ok(hand_over()?));
         if let Err(error) = added {
             self.settle(memory, None).unwrap_or_else(|error| warn!("the next start clears up: {error}"));
             return Err(error);

@@ -38,7 +38,7 @@ fn add_by(device: &Device, unlock: &Key, new: &NewKey, at: u64) -> Result<Keyslo
         let known = Known { slots: &known, opened_by: None };
         let change = known.enroll(new.provider, Requester::image(), Timestamp(at)).unwrap();
         let change = change.at_place(new.place.clone());
-        keys.add(&notes, &change, unlock, new)?;
+        keys.add(&notes, &change, unlock, new, || Ok(()))?;
         Ok(change.new_slot().unwrap())
     })
 }

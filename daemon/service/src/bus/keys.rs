@@ -7,16 +7,17 @@ use std::time::Duration;
 use nemos_api::keys::{ForecastRecord, SlotRecord, TakenKeyOptions};
 use nemos_api::options::Dictionary;
 use nemos_api::{Error, ErrorKind, action};
-use nemos_host::keys::{EscrowError, Given, Recipient, Secret, SecretError, way};
+use nemos_host::keys::{EscrowError, Given, Handover, Recipient, Secret, SecretError, way};
 use nemos_model::job::Requester;
 use nemos_model::keys::{KeyslotId, Provider};
+use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 use zbus::interface;
 use zbus::message::Header;
 
 use crate::bus::Service;
 use crate::journal::{self, Subject};
-use crate::keys::{self, Wanted};
+use crate::keys::{self, Delivery, Wanted};
 
 /// How long a secret may take to come through its file descriptor.
 const ARRIVES: Duration = Duration::from_secs(30);
@@ -66,7 +67,8 @@ impl Keys {
         let unlock = read_if_given(options.unlock).await?;
         let secret = if way(provider).takes_secret() { Some(read(secret).await?) } else { None };
         let given = Given { secret, place: options.place, pin: read_if_given(options.pin).await? };
-        let slot = keys::add(&self.service, Wanted { provider, rotates, unlock, given }, by).await?;
+        let wanted = Wanted { provider, rotates, unlock, given, delivery: None };
+        let slot = keys::add(&self.service, wanted, by).await?;
         Ok((slot, slot.into()))
     }
 }
@@ -156,16 +158,17 @@ impl Keys {
             let unlock = read_if_given(unlock).await?;
             let failed = |error: std::io::Error| Error::new(ErrorKind::Failed, format!("no recovery key: {error}"));
             let secret = Secret::new_recovery_key().map_err(failed)?;
-            // It fits into a pipe, so that nobody is waited for; and if it did not, no slot would be there.
-            let given = if recipients.is_empty() {
-                secret.send()
+            let handover = if recipients.is_empty() {
+                Handover::of(&secret)
             } else {
-                secret.seal(&recipients).map_err(|error| not_sealed(&error))?.send()
+                Handover::of(&secret.seal(&recipients).map_err(|error| not_sealed(&error))?)
             };
-            let given = given.map_err(failed)?;
-            let given_now = Given { secret: Some(secret), ..Given::default() };
-            let wanted = Wanted { provider: Provider::RecoveryKey, rotates: rotate, unlock, given: given_now };
-            Ok((keys::add(&self.service, wanted, by).await?, given.into()))
+            let (handover, fetched) = handover.map_err(failed)?;
+            let given = Given { secret: Some(secret), ..Given::default() };
+            let (ready, is_ready) = oneshot::channel();
+            let delivery = Some(Delivery { handover, ready });
+            let wanted = Wanted { provider: Provider::RecoveryKey, rotates: rotate, unlock, given, delivery };
+            Ok((keys::add_and_deliver(&self.service, wanted, is_ready, by).await?, fetched.into()))
         };
         self.on_request(&call, action::KEYS_RECOVERY, work).await
     }

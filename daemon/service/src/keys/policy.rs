@@ -44,7 +44,8 @@ async fn take(service: &Arc<Service>, policy: &Policy, step: Step) -> Result<Key
     let by = Requester::policy();
     match step {
         Step::EnrollTpm2 => {
-            let wanted = Wanted { provider: Provider::Tpm2, rotates: false, unlock: None, given: Given::default() };
+            let provider = Provider::Tpm2;
+            let wanted = Wanted { provider, rotates: false, unlock: None, given: Given::default(), delivery: None };
             add_at(service, wanted, by, service.desk.now(), Some((policy.clone(), step))).await
         }
         Step::SealRecoveryKey => {
@@ -65,6 +66,7 @@ async fn take(service: &Arc<Service>, policy: &Policy, step: Step) -> Result<Key
                 rotates: false,
                 unlock: None,
                 given: Given { secret: Some(secret), ..Given::default() },
+                delivery: None,
             };
             add_at(service, wanted, by, created, Some((policy.clone(), step))).await
         }
