@@ -224,10 +224,15 @@ pub fn apply(
             forget_previous(volume)?;
         }
         made?;
-        put(volume, &previous, &upper, true)?;
+        let done = put(volume, &previous, &upper, true);
+        if done.is_err() {
+            // If they were exchanged, nobody would be asked to confirm it.
+            go_back(volume, job)?;
+        }
+        done?;
     }
     if !keep {
-        forget_previous(volume)?;
+        leave_to_next(forget_previous(volume));
     }
     Ok(())
 }

@@ -27,6 +27,7 @@ use nemos_model::overlay::mode::ALWAYS_WRITABLE;
 use nemos_model::overlay::policy::MemorySize;
 use nemos_model::overlay::{LUKS_MAPPING, OVERLAY_SOURCE, SAVED_MOUNT, UPPER_MOUNT};
 use thiserror::Error;
+use tracing::warn;
 use uuid::Uuid;
 
 pub use grow::fill_volume;
@@ -268,7 +269,8 @@ pub(crate) fn is_open(name: &str) -> Result<bool, LibcryptErr> {
     Ok(matches!(status, CryptStatusInfo::Active | CryptStatusInfo::Busy))
 }
 
-/// Works on the file system of a volume that is not open, and leaves it closed.
+/// Works on the file system of a volume that is not open, and leaves it closed, if it can: what was done has been done, and is on
+/// the disk, whatever keeps the volume open then. Whoever opens it next is told.
 pub(crate) fn with_file_system<T, E: From<OverlayError>>(
     partition: &Path,
     (key, slot): (&Key, KeyslotId),
@@ -279,10 +281,10 @@ pub(crate) fn with_file_system<T, E: From<OverlayError>>(
     open_slot(partition, key, slot).map_err(OverlayError::from)?;
     let worked = mount_file_system(scratch).map_err(E::from).and_then(|()| {
         let worked = reserve::with_room(scratch, || work(scratch));
-        let unmounted = mounts::unmount(scratch).map_err(io_error("unmount", scratch)).map_err(E::from);
-        worked.and_then(|result| unmounted.map(|()| result))
+        mounts::unmount(scratch).unwrap_or_else(|error| warn!("cannot unmount {}: {error}", scratch.display()));
+        worked
     });
-    close(partition).map_err(OverlayError::from)?;
+    close(partition).unwrap_or_else(|error| warn!("{error}"));
     worked
 }
 
