@@ -56,6 +56,9 @@ pub enum ShadowError {
     /// A change.
     #[error(transparent)]
     Changes(#[from] ChangesError),
+    /// The initrd could not.
+    #[error("this boot has not noted it; `journalctl --boot` says why")]
+    NotNoted,
 }
 
 fn io_error(path: &Path) -> impl FnOnce(io::Error) -> ShadowError {
@@ -253,7 +256,10 @@ impl Shadows {
 
 /// How many changes are shadowed at this boot, on the volume that is mounted there.
 pub fn count(volume: &Path, lower: &Path, root_hash: RootHash) -> Result<usize, ShadowError> {
-    let (_, list) = names(&volume.join(IMAGES_FOLDER), root_hash);
+    let (index, list) = names(&volume.join(IMAGES_FOLDER), root_hash);
+    if !index.exists() && lower.join(FILE).exists() {
+        return Err(ShadowError::NotNoted);
+    }
     let Some(list) = Index::read(&list)? else { return Ok(0) };
     let mut shadows = Shadows::of(&list)?;
     let upper = volume.join(UPPER_FOLDER);

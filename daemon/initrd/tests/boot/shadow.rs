@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use nemos_host::overlay::shadow::count;
+use nemos_host::overlay::shadow::{ShadowError, count};
 use nemos_model::integrity::RootHash;
 use nemos_model::overlay::index::{Fingerprint, Writer};
 use nemos_model::overlay::shadow::IMAGES_FOLDER;
@@ -36,6 +36,15 @@ pub fn an_image_in_place_of_another_is_noticed_before_anything_runs() {
     running.writes("/etc/hostname", "changed");
     running.writes("/etc/new", "made here");
     ran_another_image(hash);
+    running.shuts_down();
+
+    let mut running = device.boots();
+    let unnoted = images().join("elsewhere");
+    fs::rename(images().join(hash.to_string()), &unnoted).unwrap();
+    let unknown = count(Path::new(UPPER_MOUNT), Path::new(LOWER_MOUNT), hash);
+    assert!(matches!(unknown, Err(ShadowError::NotNoted)), "what is not known is not none: {unknown:?}");
+    fs::rename(unnoted, images().join(hash.to_string())).unwrap();
+    running.is_healthy();
     running.shuts_down();
 
     for _ in 0..2 {
