@@ -17,6 +17,7 @@ use nemos_host::integrity::verity::{self, Verity};
 use nemos_host::integrity::watch::{Heard, Watch};
 use nemos_host::keys::{Secret, read_key_file};
 use nemos_host::overlay;
+use nemos_host::overlay::changes::Trees;
 use nemos_model::Timestamp;
 use nemos_model::integrity::event::{Area, Finder, Kind, Place, Source};
 use nemos_model::integrity::scrub::Step;
@@ -382,6 +383,15 @@ fn a_scrub_of_the_overlay_finds_a_files_damage_and_the_file() {
         let found = owner::on_overlay(overlay.mount.path(), start).unwrap();
         assert_eq!(found.expect("a file has it").file, "/etc/deep/file");
     }
+
+    // What cannot be read can be taken back, whatever the image has there.
+    let image = TempDir::new_in("/run").unwrap();
+    fs::create_dir_all(image.path().join("etc/deep")).unwrap();
+    File::create(image.path().join("etc/deep/file")).unwrap().set_len(250 << 20).unwrap();
+    let upper = overlay.mount.path().join("upper");
+    let trees = Trees { upper: &upper, lower: image.path() };
+    fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
+    trees.can_revert(&"/etc/deep/file".parse().unwrap()).unwrap();
 }
 
 fn a_scrub_of_the_overlay_finds_a_damaged_header() {

@@ -14,6 +14,8 @@ use rustix::fs::{lgetxattr, llistxattr};
 use rustix::io::Errno;
 use thiserror::Error;
 
+use crate::integrity::scrub::is_damage;
+
 /// Names of the overlay's own attributes begin so.
 const OVERLAY_ATTRIBUTES: &[u8] = b"trusted.overlay.";
 /// Names of ours begin so.
@@ -233,7 +235,7 @@ fn attribute(path: &Path, name: &OsStr) -> io::Result<Vec<u8>> {
     }
 }
 
-/// Compares two files of the same size.
+/// Compares two files of the same size, the overlay's and the image's.
 fn same_content(one: &Path, other: &Path) -> io::Result<bool> {
     let (mut one, mut other) = (File::open(one)?, File::open(other)?);
     // Most files are small, and there are many.
@@ -241,7 +243,11 @@ fn same_content(one: &Path, other: &Path) -> io::Result<bool> {
     let chunk = usize::try_from(chunk).unwrap_or(usize::MAX);
     let (mut left, mut right) = (vec![0; chunk], vec![0; chunk]);
     loop {
-        let read = one.read(&mut left)?;
+        let read = match one.read(&mut left) {
+            // What cannot be read any more is not what the image has, and that is how it comes back.
+            Err(error) if is_damage(&error) => return Ok(false),
+            read => read?,
+        };
         if read == 0 {
             return Ok(other.read(&mut right)? == 0);
         }

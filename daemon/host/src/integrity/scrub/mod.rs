@@ -107,7 +107,7 @@ impl Buffer {
 }
 
 /// What a disk says of sectors that it has lost, and dm-crypt of those whose tags are not theirs.
-fn is_damage(error: &io::Error) -> bool {
+pub(crate) fn is_damage(error: &io::Error) -> bool {
     use nix::libc::{EBADMSG, EILSEQ, EIO};
     matches!(error.raw_os_error(), Some(EIO | EILSEQ | EBADMSG))
 }
