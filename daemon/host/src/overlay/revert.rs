@@ -17,6 +17,7 @@ use tracing::warn;
 
 use super::changes::{ChangesError, Trees};
 use super::{OverlayError, with_file_system};
+use crate::job::new_id;
 use crate::keys::Key;
 
 /// A change that cannot be taken back.
@@ -116,25 +117,28 @@ pub fn take_away(volume: &Path, lower: &Path, paths: &[KeptPath]) -> Result<(), 
     for path in paths {
         trees.check_around(path)?;
     }
-    empty(&trash)?;
-    fs::create_dir(&trash).map_err(io_error(&trash))?;
+    // Beside what could not be deleted the last time.
+    let own = trash.join(new_id().to_string());
+    fs::create_dir_all(&own).map_err(io_error(&own))?;
+    let through = || File::open(volume).and_then(|folder| Ok(syncfs(folder)?)).map_err(io_error(volume));
     let mut moved = Vec::new();
-    for (number, path) in paths.iter().enumerate() {
-        let (from, to) = (upper.join(path.within()), trash.join(number.to_string()));
+    let mut take = |number: usize, path: &KeptPath| {
+        let (from, to) = (upper.join(path.within()), own.join(number.to_string()));
         match fs::rename(&from, &to) {
             Ok(()) => moved.push((from, to)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => {
-                // All of it or nothing.
-                for (from, to) in moved.iter().rev() {
-                    fs::rename(to, from).map_err(io_error(from))?;
-                }
-                return Err(io_error(&from)(error));
-            }
+            Err(error) => return Err(io_error(&from)(error)),
         }
+        Ok(())
+    };
+    let taken = paths.iter().enumerate().try_for_each(|(number, path)| take(number, path)).and_then(|()| through());
+    if let Err(error) = taken {
+        // All of it or nothing.
+        for (from, to) in moved.iter().rev() {
+            fs::rename(to, from).map_err(io_error(from))?;
+        }
+        return Err(error);
     }
-    let through = || File::open(volume).and_then(|folder| Ok(syncfs(folder)?)).map_err(io_error(volume));
-    through()?;
     // It has happened: what cannot be deleted now is deleted with what is taken back next.
     if let Err(error) = empty(&trash) {
         warn!("what was taken back takes up room still: {error}");
