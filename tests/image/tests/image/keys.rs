@@ -17,7 +17,7 @@ pub fn a_recovery_key_takes_the_demo_keys_place() -> Case {
 
     // busctl does not read what it is given.
     device.says("busctl call org.nemos.Device1 /org/nemos/Device1 org.nemos.Device1.Keys CreateRecoveryKey a{sv} 0")?;
-    device.waits_until("journalctl --boot --output cat | grep --quiet 'the new key is taken back: whoever asked'")?;
+    device.waits_until("journalctl --boot --output cat | grep --quiet \"new key is taken back: whoever asked\"")?;
     assert_eq!(device.says("nemosctl keys --json | grep --count provider")?, "1");
 
     let added = device.tells("nemosctl keys enroll recovery-key --json")?;
@@ -42,7 +42,7 @@ pub fn a_recovery_key_takes_the_demo_keys_place() -> Case {
     let slots = device.tells("nemosctl keys --json")?;
     let opened = (&slots[0]["provider"], &slots[0]["opened_boot"]);
     assert_eq!(opened, (&"recovery-key".into(), &true.into()), "{slots}");
-    device.waits_until("nemosctl keys --json | grep --quiet '\"used\": \"2'")?;
+    device.waits_until("nemosctl keys --json | grep --quiet used.*20")?;
 
     // It is rotated by whoever has it, and by nobody else.
     assert!(device.says("nemosctl health || true")?.contains("a recovery key was used"));
