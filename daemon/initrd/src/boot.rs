@@ -97,7 +97,7 @@ pub fn boot() -> Result<(), Refused> {
     for reason in &degraded {
         error!("degraded: {reason}");
     }
-    let Opened { mode, volume, volume_built, provider, keyslot, unbound, headers, .. } = opened;
+    let Opened { mode, volume, volume_built, provider, keyslot, keyslot_created, unbound, headers, .. } = opened;
     let disk = disk.device.to_string_lossy().into_owned();
     let repaired = mounts.repaired.into_iter().collect();
     let report = BootReport {
@@ -110,6 +110,7 @@ pub fn boot() -> Result<(), Refused> {
         volume_built,
         provider,
         keyslot,
+        keyslot_created,
         unbound,
         job: done.job,
         went_back: done.went_back,

@@ -11,6 +11,7 @@ use nemos_host::overlay::policy::policy;
 use nemos_host::overlay::reserve::with_room;
 use nemos_host::overlay::{self as host, OverlayError, shadow};
 use nemos_host::partitions::Disk;
+use nemos_model::Timestamp;
 use nemos_model::boot::{DamagedHeader, Reason};
 use nemos_model::integrity::RootHash;
 use nemos_model::keys::{KeyslotId, Provider};
@@ -40,6 +41,8 @@ pub struct Opened {
     pub provider: Option<Provider>,
     /// The key slot that it was opened by.
     pub keyslot: Option<KeyslotId>,
+    /// When that was made.
+    pub keyslot_created: Option<Timestamp>,
     /// Why the TPM does not vouch for it.
     pub unbound: Option<String>,
     /// Copies of its header that were damaged.
@@ -97,12 +100,13 @@ pub fn open(
         host::mount_overlay(lower, upper, sysroot)?;
     }
     Ok(match opened {
-        Ok(OpenVolume { uuid, unlocked, unbound }) => Opened {
+        Ok(OpenVolume { uuid, unlocked, created, unbound }) => Opened {
             mode,
             volume: Some(uuid),
             volume_built: matches!(expected, Some(Volume::TakenOver { .. })),
             provider: Some(unlocked.provider),
             keyslot: Some(unlocked.slot),
+            keyslot_created: created,
             unbound,
             headers: headers(),
             degraded: None,
@@ -114,6 +118,7 @@ pub fn open(
             volume_built: false,
             provider: None,
             keyslot: None,
+            keyslot_created: None,
             unbound: None,
             headers: if matches!(reason, Reason::OverlayDamaged { .. }) { headers() } else { Vec::new() },
             degraded: Some(reason),
@@ -173,6 +178,8 @@ fn damaged_headers(disk: &Disk) -> Vec<u64> {
 struct OpenVolume {
     uuid: Uuid,
     unlocked: Unlocked,
+    /// When the key slot was made that it was opened by.
+    created: Option<Timestamp>,
     unbound: Option<String>,
 }
 
@@ -182,7 +189,7 @@ fn open_volume(disk: &Disk, expected: Option<Volume>, mode: Mode, lower: &Path) 
     let partition = disk.partition(Partition::Root, APPEAR).map_err(|error| damaged(error.to_string()))?;
     let found = host::identity(&partition).map_err(|error| error.to_string()).map_err(damaged)?;
     let bound = bound::check(&found, expected)?;
-    let unlocked = unlock(&partition, lower).map_err(damaged)?;
+    let (unlocked, created) = unlock(&partition, lower).map_err(damaged)?;
     host::open_slot(&partition, &unlocked.key, unlocked.slot).map_err(|error| damaged(error.to_string()))?;
     let (place, mounted) = match mode {
         Mode::Persistent => (UPPER_MOUNT, mount_to_change(Path::new(UPPER_MOUNT))),
@@ -193,7 +200,7 @@ fn open_volume(disk: &Disk, expected: Option<Volume>, mode: Mode, lower: &Path) 
         damaged(error.to_string())
     })?;
     let unbound = bound::bind_opened(&bound, &found, unlocked.provider);
-    Ok(OpenVolume { uuid: found.uuid, unlocked, unbound })
+    Ok(OpenVolume { uuid: found.uuid, unlocked, created, unbound })
 }
 
 /// nemosd works on what is saved in it, and finds the place for that there.

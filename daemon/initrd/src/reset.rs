@@ -212,7 +212,7 @@ fn unlock_old(disk: &Disk, lower: &Path, volume: Volume) -> Result<Unlocked, Str
     let partition = disk.partition(Partition::Root, APPEAR).map_err(|error| error.to_string())?;
     let found = identity(disk)?;
     bound::check(&found, Some(volume)).map_err(|reason| reason.to_string())?;
-    unlock(&partition, lower)
+    unlock(&partition, lower).map(|(unlocked, _)| unlocked)
 }
 
 fn one_step(step: Step, job: &Job, place: &Place<'_>, volume: Volume) -> Result<Outcome, String> {

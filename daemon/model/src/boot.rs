@@ -6,10 +6,11 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use uuid::Uuid;
 
+use crate::Timestamp;
 use crate::integrity::protection::{InvalidProtection, PROTECTION_OPTION};
 use crate::integrity::{Protection, RootHash};
 use crate::job::JobId;
-use crate::keys::{KeyslotId, Provider};
+use crate::keys::{KeyslotId, Provider, Slot};
 use crate::overlay::{Mode, Tried};
 use crate::partitions::Partition;
 use crate::reset::Step;
@@ -198,6 +199,9 @@ pub struct BootReport {
     pub provider: Option<Provider>,
     /// The key slot that it was opened by.
     pub keyslot: Option<KeyslotId>,
+    /// When that slot was made, as far as that was recorded: it tells whether it is still the same.
+    #[serde(default)]
+    pub keyslot_created: Option<Timestamp>,
     /// Why the TPM does not vouch for the volume that is open; `None` if it does, or there is no TPM.
     #[serde(default)]
     pub unbound: Option<String>,
@@ -211,6 +215,14 @@ pub struct BootReport {
     pub repaired: Vec<Partition>,
     /// Why the boot is degraded; empty if it is not.
     pub degraded: Vec<Reason>,
+}
+
+impl BootReport {
+    /// The key slot that opened this boot, if it is one of these, and not another that was put in its place since.
+    pub fn opened_by(&self, slots: &[Slot]) -> Option<KeyslotId> {
+        let slot = slots.iter().find(|slot| Some(slot.id) == self.keyslot)?;
+        (slot.created() == self.keyslot_created).then_some(slot.id)
+    }
 }
 
 #[cfg(test)]

@@ -183,6 +183,7 @@ mod tests {
                 volume_built,
                 provider: None,
                 keyslot: None,
+                keyslot_created: None,
                 unbound: None,
                 job: None,
                 went_back: None,

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::boot::{BootReport, Reason};
 use crate::integrity::{PRELOADED_MAPPING, VERITY_MAPPING, VerityStatus, VerityTable};
-use crate::keys::{Provider, Slot};
+use crate::keys::{KeyslotId, Origin, Provider, Slot};
 use crate::overlay::usage::unused;
 use crate::overlay::{INTEGRITY_MAPPING, LOWER_MOUNT, LUKS_MAPPING, Mode, OVERLAY_SOURCE, SAVED_MOUNT, UPPER_MOUNT};
 use crate::partitions::Partition;
@@ -156,17 +156,27 @@ pub fn layers(seen: &Observed) -> Vec<Layer> {
 }
 
 impl Observed {
-    /// Whether the demo key opens the overlay's volume: it is recorded, or it opened this boot and its slot is still there.
+    /// Whether the demo key opens the overlay's volume, as far as that is known: it is recorded, or it opened this boot and its
+    /// slot is still there, or the image came with a volume that it opens, of whose keys nothing was recorded.
     pub fn demo_key_opens(&self) -> bool {
-        let opened = self.report.as_ref().filter(|report| report.provider == Some(Provider::DemoKey));
-        let is_there = |id| self.keyslots.iter().any(|slot| Some(slot.id) == id);
-        let is_recorded = self.keyslots.iter().any(|slot| slot.provider() == Some(Provider::DemoKey));
-        is_recorded || opened.is_some_and(|report| self.keyslots.is_empty() || is_there(report.keyslot))
+        let has = |is: fn(&Slot) -> bool| self.keyslots.iter().any(is);
+        let is_recorded = has(|slot| slot.provider() == Some(Provider::DemoKey));
+        let by_report = self.report.as_ref().is_some_and(|report| {
+            let came_with_it = report.volume_built && has(|slot| slot.origin == Origin::Unrecorded);
+            let opened = report.provider == Some(Provider::DemoKey);
+            came_with_it || opened && (self.keyslots.is_empty() || self.opened_by().is_some())
+        });
+        is_recorded || by_report
+    }
+
+    /// The key slot that opened this boot, as long as nothing else was put in its place.
+    pub fn opened_by(&self) -> Option<KeyslotId> {
+        self.report.as_ref()?.opened_by(&self.keyslots)
     }
 
     /// Whether a recovery key that opens the volume has opened a boot: whoever brought it has seen it.
     pub fn recovery_key_was_used(&self) -> bool {
-        let opened_this_boot = self.report.as_ref().and_then(|report| report.keyslot);
+        let opened_this_boot = self.opened_by();
         self.keyslots.iter().filter_map(|slot| Some((slot.id, slot.record()?))).any(|(id, record)| {
             record.provider == Provider::RecoveryKey && (record.used.is_some() || Some(id) == opened_this_boot)
         })
@@ -329,6 +339,9 @@ impl Layer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Timestamp;
+    use crate::boot::REPORT_VERSION;
+    use crate::keys::Record;
 
     fn mount(target: &str, source: &str, fs_type: &str) -> SeenMount {
         let read_only = fs_type == "squashfs";
@@ -413,6 +426,54 @@ mod tests {
             }
             assert_eq!(failed(&seen), Vec::<String>::new());
         }
+    }
+
+    /// A boot that the demo key opened, in slot 0 of a volume of this device's, or of one that came with the image.
+    fn opened_by_the_demo_key(volume_built: bool, keyslots: Vec<Slot>) -> Observed {
+        let report = BootReport {
+            version: REPORT_VERSION,
+            disk: "/dev/vda".into(),
+            root_hash: "0123456789abcdef".repeat(4).parse().unwrap(),
+            preloaded_hash: None,
+            mode: Mode::Persistent,
+            volume: None,
+            volume_built,
+            provider: Some(Provider::DemoKey),
+            keyslot: Some(0.try_into().unwrap()),
+            keyslot_created: (!volume_built).then_some(Timestamp(7)),
+            unbound: None,
+            job: None,
+            went_back: None,
+            headers: Vec::new(),
+            repaired: Vec::new(),
+            degraded: Vec::new(),
+        };
+        Observed { report: Some(report), keyslots, ..healthy() }
+    }
+
+    #[test]
+    fn what_took_the_place_of_the_key_that_opened_this_boot_has_not_opened_it() {
+        let slot = |provider, at| Slot {
+            id: 0.try_into().unwrap(),
+            origin: Origin::Recorded(Record::new(provider, Timestamp(at))),
+        };
+        let before = opened_by_the_demo_key(false, vec![slot(Provider::DemoKey, 7)]);
+        assert!(before.demo_key_opens() && before.opened_by().is_some());
+        let after = opened_by_the_demo_key(false, vec![slot(Provider::RecoveryKey, 9)]);
+        assert!(!after.demo_key_opens() && !after.recovery_key_was_used() && after.opened_by().is_none());
+    }
+
+    #[test]
+    fn the_demo_key_opens_what_came_with_the_image_whatever_opened_this_boot() {
+        let unrecorded = Slot { id: 0.try_into().unwrap(), origin: Origin::Unrecorded };
+        let mut seen = opened_by_the_demo_key(true, vec![unrecorded]);
+        assert!(seen.demo_key_opens());
+        if let Some(report) = &mut seen.report {
+            (report.provider, report.keyslot) = (Some(Provider::Tpm2), Some(1.try_into().unwrap()));
+        }
+        assert!(seen.demo_key_opens());
+        seen.keyslots.clear();
+        assert!(!seen.demo_key_opens());
     }
 
     #[test]

@@ -210,7 +210,7 @@ async fn work<T: Send + 'static>(
     let memory = Desk { service: Arc::clone(service), runtime: Handle::current() };
     let done = spawn_blocking(move || {
         let (partition, slots) = volume(&seen)?;
-        let opened_by = seen.report.as_ref().and_then(|report| report.keyslot);
+        let opened_by = seen.report.as_ref().and_then(|report| report.opened_by(&slots));
         let state = Path::new(Partition::State.mount_point().unwrap_or_default());
         work(Keys { partition: &partition, state }, Known { slots: &slots, opened_by }, &memory)
     });

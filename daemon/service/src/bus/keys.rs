@@ -106,7 +106,7 @@ impl Keys {
         let seen = self.service.desk.seen().await?;
         let state = self.service.desk.state().await.ok();
         let change = state.as_ref().and_then(|state| state.key_change());
-        let opened_by = seen.report.as_ref().and_then(|report| report.keyslot);
+        let opened_by = seen.opened_by();
         Ok(seen.keyslots.iter().map(|slot| SlotRecord::new(slot, change, opened_by)).collect())
     }
 

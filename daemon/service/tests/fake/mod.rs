@@ -498,6 +498,7 @@ fn healthy_storage() -> Observed {
             volume_built: false,
             provider: Some(Provider::DemoKey),
             keyslot: None,
+            keyslot_created: None,
             unbound: None,
             job: None,
             went_back: None,
