@@ -201,7 +201,10 @@ async fn remove(proxy: &KeysProxy<'_>, slot: u32, yes: bool, output: Output) -> 
     after.ways.retain(|way| way.slot != slot);
     after.best().name().clone_into(&mut after.outlook);
     if !yes && after.exit_code() != 0 {
-        let warning = "without this key, the next boot waits at its console for a passphrase, recovery key or PIN";
+        let warning = match after.exit_code() {
+            1 => "without this key, the next boot waits at its console for a passphrase, recovery key or PIN",
+            _ => "without this key, nothing that is known opens the overlay at the next boot",
+        };
         if !can_ask(output) {
             return Err(Failure::Usage(format!("{warning}; say --yes if that is meant")));
         }

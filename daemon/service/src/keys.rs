@@ -155,7 +155,12 @@ pub async fn remove(service: &Arc<Service>, slot: KeyslotId, by: Requester) -> R
 async fn remove_now(service: &Arc<Service>, slot: KeyslotId, by: Requester) -> Result<(), Error> {
     let at = service.desk.now();
     work(service, move |place, known, memory| {
-        place.remove(memory, &known.remove(slot, by, at)?).map_err(|error| not_changed(&error))
+        let change = known.remove(slot, by, at)?;
+        // What was recorded once may not open it any more.
+        if !foreseen(place, known.slots).spares(slot) {
+            return Err(Refused::LastKey(slot).into());
+        }
+        place.remove(memory, &change).map_err(|error| not_changed(&error))
     })
     .await
 }
@@ -184,11 +189,7 @@ pub async fn settle(service: &Arc<Service>) {
 
 /// Tries what the next boot will try, and looks at what it will measure.
 pub async fn forecast_boot(service: &Arc<Service>) -> Result<Forecast, Error> {
-    let forecast = work(service, |place, known, _| {
-        let tokens = tpm2_tokens(place.partition);
-        Ok(forecast(known.slots, &tried(place, known.slots), &tokens, &next_boot(place.partition)))
-    })
-    .await?;
+    let forecast = work(service, |place, known, _| Ok(foreseen(place, known.slots))).await?;
     *service.keys.foreseen() = Some(forecast.clone());
     Ok(forecast)
 }
@@ -229,6 +230,11 @@ fn volume(seen: &Observed) -> Result<(PathBuf, Vec<Slot>), Error> {
     let partition = disk.partition(Partition::Root, Duration::ZERO).map_err(|error| failed(&error))?;
     let slots = nemos_host::keys::slots(&partition).map_err(|error: io::Error| failed(&error))?;
     Ok((partition, slots))
+}
+
+/// What the next boot will be like, as far as can be tried.
+fn foreseen(place: Keys<'_>, slots: &[Slot]) -> Forecast {
+    forecast(slots, &tried(place, slots), &tpm2_tokens(place.partition), &next_boot(place.partition))
 }
 
 /// What came of trying each slot.

@@ -114,7 +114,9 @@ pub enum Refused {
     #[error("key slot {0} is not in use; `nemosctl keys list` shows those that are")]
     NotInUse(KeyslotId),
     /// Nothing else is known to open the volume.
-    #[error("key slot {0} is the last that is known to open the overlay's volume; enroll another first")]
+    #[error(
+        "key slot {0} is the last that is known to open the overlay's volume: enroll another first, or have at hand what the others need (`nemosctl keys forecast`)"
+    )]
     LastKey(KeyslotId),
     /// No slot is free.
     #[error("all {KEYSLOTS} key slots are in use; remove one first")]

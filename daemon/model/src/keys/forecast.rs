@@ -72,6 +72,13 @@ pub fn forecast(slots: &[Slot], tried: &Tried, tokens: &[Tpm2Token], next: &Next
 }
 
 impl Forecast {
+    /// Whether the next boot gets in without the key in that slot: by another one, as far as was tried, or not by this one, either.
+    pub fn spares(&self, slot: KeyslotId) -> bool {
+        let (own, others): (Vec<&Way>, Vec<&Way>) = self.ways.iter().partition(|way| way.slot == slot);
+        let is_way_in = |ways: &[&Way]| ways.iter().any(|way| way.outlook != Outlook::LockedOut);
+        is_way_in(&others) || !is_way_in(&own)
+    }
+
     /// What health says of it: a way that should need nobody and does not work any more, or that there is none at all.
     pub fn finding(&self) -> Option<Finding> {
         let broken = self.ways.iter().find(|way| {
@@ -198,6 +205,22 @@ mod tests {
     }
 
     #[test]
+    fn a_key_is_spared_by_one_that_works_and_not_by_one_that_is_there() {
+        let slots = [0, 1, 2].map(|number: u32| Slot { id: number.try_into().unwrap(), origin: Origin::Unrecorded });
+        let opens = |slot: &Slot| (slot.id, Ok(Provider::DemoKey));
+        let fails = |slot: &Slot| (slot.id, Err(Closed::Locked("the stick is not there".to_owned())));
+        let [demo, typed, stick] = &slots;
+        let typed = (typed.id, Err(Closed::NeedsSomebody("somebody types it".to_owned())));
+        let two =
+            forecast(&[slots[0].clone(), slots[2].clone()], &Tried::from([opens(demo), fails(stick)]), &[], &same());
+        assert!(!two.spares(demo.id) && two.spares(stick.id));
+        let all = forecast(&slots, &Tried::from([opens(demo), typed.clone(), fails(stick)]), &[], &same());
+        assert!(slots.iter().all(|slot| all.spares(slot.id)));
+        let left = forecast(&slots[1..], &Tried::from([typed, fails(stick)]), &[], &same());
+        assert!(!left.spares(slots[1].id) && left.spares(stick.id));
+    }
+
+    #[test]
     fn nothing_opens_what_does_not_start() {
         let slots = [0, 1].map(|number: u32| Slot { id: number.try_into().unwrap(), origin: Origin::Unrecorded });
         let tried = Tried::from([
@@ -207,6 +230,7 @@ mod tests {
         let refused = NextBoot { image: KernelImage::Refused("it is not signed".into()), ..same() };
         let told = forecast(&slots, &tried, &[], &refused);
         assert_eq!(told.outlook, Outlook::LockedOut);
+        assert!(told.spares(slots[0].id), "it is not by its keys that it does not start");
         assert!(told.ways.iter().all(|way| way.why.ends_with("on the ESP: it is not signed")), "{told:?}");
         assert_eq!(told.finding().unwrap().health, Health::Critical);
     }

@@ -77,6 +77,14 @@ pub fn what_is_no_key_is_refused_in_a_sentence() -> Case {
         assert!(refused.status != 0 && refused.stderr.contains(complaint), "{command}: {refused:?}");
     }
     assert_eq!(device.says("nemosctl keys --json | grep --count provider")?, "1");
+
+    // A key file that is not there is no way in.
+    device.says(
+        "printf stick | nemosctl keys enroll key-file --device LABEL=NOWHERE --path /nemos.key --secret-file -",
+    )?;
+    let last = device.run("nemosctl keys remove 0 --yes")?;
+    assert!(last.status == 1 && last.stderr.contains("is the last"), "{last:?}");
+    device.says("nemosctl keys remove 1 --yes")?;
     Ok(())
 }
 
