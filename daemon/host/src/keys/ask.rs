@@ -40,9 +40,15 @@ pub(super) fn answer(
     if let Some(unlocked) = credential(name).and_then(&mut opens) {
         return Ok(unlocked);
     }
-    let again = format!("That was not it. {question}");
-    for round in 0..TRIES {
-        match ask(if round == 0 { question } else { &again }) {
+    for left in (1..=TRIES).rev() {
+        let asked = match left {
+            TRIES => question.to_owned(),
+            1 => format!("That was not it; this is the last try. {question}"),
+            left => format!("That was not it; {left} tries are left. {question}"),
+        };
+        match ask(&asked) {
+            // A key that was pressed to see whether the console is alive: a token would count it as a wrong PIN.
+            Ok(Some(answer)) if answer.expose().is_empty() => {}
             Ok(Some(answer)) => {
                 if let Some(unlocked) = opens(answer) {
                     return Ok(unlocked);
@@ -93,5 +99,5 @@ fn ask(question: &str) -> io::Result<Option<Secret>> {
     if answer.last() == Some(&b'\n') {
         answer.pop();
     }
-    Ok((answered && !answer.is_empty()).then(|| Secret::from_bytes(answer)))
+    Ok(answered.then(|| Secret::from_bytes(answer)))
 }

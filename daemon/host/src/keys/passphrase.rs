@@ -15,6 +15,11 @@ impl Way for Passphrase {
         Provider::Passphrase
     }
 
+    /// What somebody else has added may be typed as well.
+    fn fits(&self, slot: &Slot) -> bool {
+        slot.provider() == Some(Provider::Passphrase) || slot.may_be_typed()
+    }
+
     fn key(&self, _: &Slot, _: Moment) -> Result<Key, Closed> {
         Err(typed_at_boot())
     }

@@ -137,10 +137,15 @@ fn asks_as_well(asking: &[&dyn Way], way: &dyn Way) -> bool {
     asking.iter().any(|other| other.provider() == way.provider() || both_typed(other.provider()))
 }
 
-/// What comes of trying a slot with the first provider that may open it; `None` if none may.
+/// What comes of trying a slot with each provider that may open it: the best of it; `None` if none may.
 pub fn try_slot(partition: &Path, slot: &Slot, order: &[Provider]) -> Option<Result<Provider, Closed>> {
-    let way = order.iter().copied().map(way).find(|way| way.fits(slot))?;
-    Some(open(way, partition, slot, Moment::Running).map(|unlocked| unlocked.provider))
+    let ways = order.iter().copied().map(way).filter(|way| way.fits(slot));
+    let tries = ways.map(|way| open(way, partition, slot, Moment::Running).map(|unlocked| unlocked.provider));
+    tries.min_by_key(|tried| match tried {
+        Ok(_) => 0,
+        Err(Closed::NeedsSomebody(_)) => 1,
+        Err(Closed::Locked(_)) => 2,
+    })
 }
 
 fn open(way: &dyn Way, partition: &Path, slot: &Slot, moment: Moment) -> Result<Unlocked, Closed> {

@@ -98,6 +98,21 @@ pub fn a_recovery_key_opens_a_device_that_has_no_other_way() {
     assert_eq!(running.reads("/etc/hostname"), "mine");
 }
 
+pub fn a_passphrase_that_somebody_added_without_us_is_asked_for() {
+    let device = Device::provisioned();
+    let volume = device.partition(Partition::Root);
+    fs::write("/run/demo", "insecure").unwrap();
+    fs::write("/run/theirs", "added by hand").unwrap();
+    let pbkdf = ["--pbkdf=pbkdf2", "--pbkdf-force-iterations=1000", "--key-file=/run/demo"];
+    let add = ["luksAddKey", volume.to_str().unwrap(), "/run/theirs"];
+    run("cryptsetup", pbkdf.into_iter().chain(add));
+    run("cryptsetup", ["luksKillSlot", "--batch-mode", volume.to_str().unwrap(), "0"]);
+    is_given(b"added by hand");
+    let mut running = device.boots();
+    running.is_healthy();
+    assert_eq!(running.report.provider, Some(Provider::Passphrase));
+}
+
 pub fn a_reset_keeps_what_a_recovery_key_opens_and_brings_the_demo_key_back() {
     let device = Device::provisioned();
     let running = device.boots();

@@ -92,6 +92,7 @@ fn main() -> ExitCode {
         shadow::an_image_in_place_of_another_is_noticed_before_anything_runs,
         shadow::a_power_cut_while_it_is_noticed_changes_nothing_of_it,
         keys::a_recovery_key_opens_a_device_that_has_no_other_way,
+        keys::a_passphrase_that_somebody_added_without_us_is_asked_for,
         keys::a_reset_keeps_what_a_recovery_key_opens_and_brings_the_demo_key_back,
         keys::a_key_file_on_another_disk_opens_the_device,
         keys::without_the_disk_of_its_key_file_a_device_is_opened_by_what_comes_next,

@@ -133,6 +133,16 @@ impl Slot {
         self.record().map(|record| record.provider)
     }
 
+    /// Whether another program may have made it for somebody to type: as cryptsetup does, which records nothing, or as
+    /// systemd-cryptenroll(1) makes recovery keys.
+    pub fn may_be_typed(&self) -> bool {
+        match &self.origin {
+            Origin::Recorded(_) => false,
+            Origin::Foreign(kind) => kind == RECOVERY_TOKEN_TYPE,
+            Origin::Unrecorded => true,
+        }
+    }
+
     /// What is to be recorded of it now that it opened a boot: that a recovery key was used, if that is not recorded yet.
     pub fn opened_boot(&self, at: Timestamp) -> Option<Record> {
         let unused = self.record().filter(|record| record.provider == Provider::RecoveryKey && record.used.is_none());
@@ -197,6 +207,9 @@ pub const TPM2_TOKEN_TYPE: &str = "systemd-tpm2";
 
 /// systemd's type of tokens for keys that a PKCS#11 token keeps.
 pub const PKCS11_TOKEN_TYPE: &str = "systemd-pkcs11";
+
+/// systemd's type of tokens for recovery keys.
+const RECOVERY_TOKEN_TYPE: &str = "systemd-recovery";
 
 /// The tokens of that type, the newest key slot first, as far as we recorded when they were made: number, and key slot.
 pub fn tokens_of(metadata: &Value, kind: &str) -> Vec<(u32, KeyslotId)> {

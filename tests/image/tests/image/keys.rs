@@ -34,8 +34,11 @@ pub fn a_recovery_key_takes_the_demo_keys_place() -> Case {
 
     let mut device = device.powers_off()?.starts()?;
     device.prints("Passphrase or recovery key of this device")?;
+    // Somebody looks whether the console is alive.
+    device.is_typed("")?;
+    device.prints("That was not it; 2 tries are left.")?;
     device.is_typed("open sesame")?;
-    device.prints("That was not it.")?;
+    device.prints("That was not it; this is the last try.")?;
     device.is_typed(&key)?;
     device.comes_up()?;
     assert_eq!(device.says("cat /etc/made-here")?, "mine");
