@@ -5,6 +5,7 @@ use std::io::{self, Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use nemos_api::CallError;
 use nemos_api::keys::{ForecastRecord, KeyOptions, KeysProxy, SlotRecord, WayRecord};
 use nemos_model::health::Health;
 use nemos_model::keys::forecast::Outlook;
@@ -123,8 +124,13 @@ async fn add(proxy: &KeysProxy<'_>, new: &NewKey, rotates: bool, output: Output)
         let sealed = !new.recipient.is_empty();
         let recipients = sealed.then(|| new.recipient.clone());
         let options = KeyOptions { unlock, rotate: Some(rotates), recipients, ..KeyOptions::default() };
+        let before = recovery_keys(proxy).await?;
         let mut key = Zeroizing::new(String::with_capacity(16 << 10));
         fs::File::from(OwnedFd::from(proxy.create_recovery_key(options).await?)).read_to_string(&mut key)?;
+        // It ends when nemosd has noted that it was read, or could not.
+        if recovery_keys(proxy).await? <= before {
+            return Err(Failure::NotKept);
+        }
         let (recovery_key, sealed_key) = if sealed { (None, Some(key)) } else { (Some(key), None) };
         Added { slot: None, place: None, recovery_key, sealed_key, waits: rotates }
     } else {
@@ -148,13 +154,20 @@ async fn add(proxy: &KeysProxy<'_>, new: &NewKey, rotates: bool, output: Output)
         } else {
             proxy.enroll(&new.provider, options, (&secret).into()).await
         };
-        if let (Err(_), Some(made)) = (&call, made) {
+        // Unless nobody knows what became of it: then its slot may be there.
+        if let (Err(CallError::Refused(_)), Some(made)) = (&call, made) {
             made.discard();
         }
         Added { slot: Some(call?), place, recovery_key: None, sealed_key: None, waits: rotates }
     };
     output.show(&added, Added::render)?;
     Ok(0)
+}
+
+/// How many recovery keys open the volume, or will.
+async fn recovery_keys(proxy: &KeysProxy<'_>) -> Result<usize, Failure> {
+    let is_one = |slot: &SlotRecord| slot.provider == Provider::RecoveryKey.name() && slot.state != "interrupted";
+    Ok(proxy.slots().await?.iter().filter(|slot| is_one(slot)).count())
 }
 
 /// Where a key is that is kept elsewhere: where one says, or, for one that takes the place of another, as that one is.

@@ -60,6 +60,10 @@ enum Failure {
         "no recovery key was sealed for a fleet: the image names no recipients, the device has no TPM, or another key took its place"
     )]
     NotSealed,
+    #[error(
+        "nemosd did not bring it to its end, so the new key opens nothing; `journalctl --unit nemosd` says why, then try again"
+    )]
+    NotKept,
     #[error("{0}")]
     Certificate(#[from] certificate::Failure),
     #[error(transparent)]
@@ -76,6 +80,7 @@ impl Failure {
             Failure::Call(CallError::Refused(_))
             | Failure::Declined
             | Failure::NotSealed
+            | Failure::NotKept
             | Failure::Unchanged(_)
             | Failure::Content { .. }
             | Failure::Archive(_)

@@ -32,6 +32,7 @@ fn main() -> ExitCode {
         a_key_that_was_added_opens_the_volume_and_one_that_was_removed_does_not,
         a_rotation_ends_when_a_boot_did_not_need_the_old_key,
         a_recovery_key_that_was_used_is_known_as_such_until_its_slot_goes,
+        a_key_that_unlocks_may_be_as_somebody_types_it,
         a_key_that_nobody_fetched_is_taken_back,
         what_cannot_be_is_refused_and_changes_nothing,
         tokens_of_others_stay_as_they_are,
@@ -103,7 +104,7 @@ impl Device {
         let change = begin(&known, provider, Requester::image(), Timestamp(7))?;
         let (unlock, new) =
             (Key::Secret(again(unlock)), NewKey { provider, key: Key::Secret(again(new)), place: None });
-        self.keys().add(memory, &change, &unlock, &new, hand_over)?;
+        self.keys().add(memory, &change, unlock, &new, hand_over)?;
         Ok(change.new_slot().unwrap())
     }
 
@@ -216,6 +217,18 @@ fn a_recovery_key_that_was_used_is_known_as_such_until_its_slot_goes() {
     assert_eq!(recorded(), [None, None], "the new one was seen by nobody");
     let tokens = run("cryptsetup", ["luksDump", "--dump-json-metadata", device.volume.to_str().unwrap()]);
     assert_eq!(tokens.matches("\"nemos\"").count(), 2, "{tokens}");
+}
+
+fn a_key_that_unlocks_may_be_as_somebody_types_it() {
+    let disk = provisioned().disk();
+    let (device, recovery) = (Device::on(&disk), key());
+    let notes = Notes::of(&device);
+    device.adds(false, &Secret::typed("insecure\n"), &recovery, &notes).unwrap();
+    let typed = String::from_utf8_lossy(recovery.expose()).replace('-', "").to_uppercase() + "\n";
+    let added = device.adds(false, &Secret::typed(&typed), &Secret::typed("new\n"), &notes).unwrap();
+    assert!(device.is_opened_by(&Secret::typed("new\n")), "what is new is as it is given");
+    assert_eq!(slots(&device.volume).unwrap().len(), 3);
+    device.removes(added, &notes).unwrap();
 }
 
 fn a_key_that_nobody_fetched_is_taken_back() {

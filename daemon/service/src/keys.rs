@@ -139,7 +139,7 @@ async fn add_at(
             delivered = delivery.map(|delivery| delivery.deliver(slot)).transpose()?;
             Ok(())
         };
-        place.add(memory, &change, &unlock, &new, deliver).map_err(|error| not_changed(&error))?;
+        place.add(memory, &change, unlock, &new, deliver).map_err(|error| not_changed(&error))?;
         Ok(slot)
     })
     .await
@@ -170,10 +170,12 @@ pub async fn settle(service: &Arc<Service>) {
     let boot = service.desk.boot_id().await.ok();
     let now = service.desk.now();
     let settled = work(service, move |place, known, memory| {
-        let untried = known.opened_by.map(|slot| behind(known.slots, slot)).unwrap_or_default();
+        let opened = known.slots.iter().find(|slot| Some(slot.id) == known.opened_by);
+        let provider = opened.and_then(Slot::provider);
+        let untried = provider.map(|provider| provider.leaves_untried(&order(Path::new(LOWER_MOUNT))));
+        let untried = untried.unwrap_or_default();
         let boot = boot.as_deref().zip(known.opened_by);
         let boot = boot.map(|(id, opened_by)| Boot { id, opened_by, untried: &untried });
-        let opened = known.slots.iter().find(|slot| Some(slot.id) == known.opened_by);
         opened.map_or(Ok(()), |slot| place.opened_boot(slot, now)).map_err(|error| not_changed(&error))?;
         place.settle(memory, boot.as_ref()).map_err(|error| not_changed(&error))
     });
@@ -242,12 +244,6 @@ fn tried(place: Keys<'_>, slots: &[Slot]) -> Tried {
     let order = order(Path::new(LOWER_MOUNT));
     let tries = slots.iter().filter_map(|slot| Some((slot.id, try_slot(place.partition, slot, &order)?)));
     tries.collect()
-}
-
-/// The providers that a boot does not come to that is opened by that slot.
-fn behind(slots: &[Slot], opened_by: KeyslotId) -> Vec<Provider> {
-    let provider = slots.iter().find(|slot| slot.id == opened_by).and_then(Slot::provider);
-    order(Path::new(LOWER_MOUNT)).into_iter().skip_while(|tried| Some(*tried) != provider).skip(1).collect()
 }
 
 /// A key that opens the volume without anybody; rather a secret than what a token keeps, for every program takes that.

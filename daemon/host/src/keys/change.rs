@@ -124,19 +124,19 @@ impl Keys<'_> {
         &self,
         memory: &impl Memory,
         change: &Change,
-        unlock: &Key,
+        unlock: Key,
         new: &NewKey,
         hand_over: impl FnOnce() -> Result<(), NotFetched>,
     ) -> Result<(), ChangeError> {
-        let unlocks =
-            self.opens(unlock)?.ok_or_else(|| ChangeError::WrongKey { partition: self.partition.to_owned() })?;
+        let (unlock, unlocks) = self.as_meant(unlock)?;
         if let Key::Secret(secret) = &new.key
             && let Some(slot) = self.opens_secret(secret)?
         {
             return Err(ChangeError::NotNew { slot });
         }
         memory.change(&mut |state| state.begin_key_change(change.clone()))?;
-        let added = self.add_and_prove(change, unlock, unlocks, new).and_then(|()| Ok(hand_over()?));
+        let proven = self.add_and_prove(change, &unlock, unlocks, new).and_then(|()| self.destroy_backup());
+        let added = proven.and_then(|()| Ok(hand_over()?));
         if let Err(error) = added {
             self.settle(memory, None).unwrap_or_else(|error| warn!("the next start clears up: {error}"));
             return Err(error);
@@ -144,8 +144,27 @@ impl Keys<'_> {
         memory.change(&mut |state| {
             state.key_proven();
             Ok(())
-        })?;
-        self.destroy_backup()
+        })
+    }
+
+    /// The key, as it opens a slot, and that slot. An editor, or whoever types it, ends it with a newline, and may leave the dashes of
+    /// a recovery key out.
+    fn as_meant(&self, key: Key) -> Result<(Key, KeyslotId), ChangeError> {
+        let wrong = || ChangeError::WrongKey { partition: self.partition.to_owned() };
+        let secret = match key {
+            Key::Secret(secret) => secret,
+            key @ Key::Token(_) => {
+                let slot = self.opens(&key)?.ok_or_else(wrong)?;
+                return Ok((key, slot));
+            }
+        };
+        let otherwise = [secret.without_newline(), secret.as_recovery_key()];
+        for secret in [Some(secret)].into_iter().chain(otherwise).flatten() {
+            if let Some(slot) = self.opens_secret(&secret)? {
+                return Ok((Key::Secret(secret), slot));
+            }
+        }
+        Err(wrong())
     }
 
     fn add_and_prove(

@@ -107,6 +107,11 @@ impl Secret {
         Ok(Secret::typed(&recovery::format(&bytes)))
     }
 
+    /// The same without the newline at its end; `None` if there is none.
+    pub fn without_newline(&self) -> Option<Self> {
+        self.0.strip_suffix(b"\n").filter(|rest| !rest.is_empty()).map(|rest| Secret(Zeroizing::new(rest.to_vec())))
+    }
+
     /// The recovery key that was meant, if what was typed is one.
     pub fn as_recovery_key(&self) -> Option<Self> {
         let typed = std::str::from_utf8(&self.0).ok()?;

@@ -30,7 +30,7 @@ impl Memory for Notes {
 }
 
 /// Adds a key, as the daemon does, by one that opens the volume.
-fn add_by(device: &Device, unlock: &Key, new: &NewKey, at: u64) -> Result<KeyslotId, ChangeError> {
+fn add_by(device: &Device, unlock: Key, new: &NewKey, at: u64) -> Result<KeyslotId, ChangeError> {
     let partition = device.partition(Partition::Root);
     device.with_state(|state| {
         let (notes, keys) = (Notes(Store::open(state).unwrap()), Keys { partition: &partition, state });
@@ -44,7 +44,7 @@ fn add_by(device: &Device, unlock: &Key, new: &NewKey, at: u64) -> Result<Keyslo
 }
 
 fn add(device: &Device, new: &NewKey, at: u64) -> KeyslotId {
-    add_by(device, &Key::Secret(Secret::typed("insecure")), new, at).unwrap()
+    add_by(device, Key::Secret(Secret::typed("insecure")), new, at).unwrap()
 }
 
 fn remove_the_demo_key(device: &Device) {
@@ -262,7 +262,7 @@ pub fn a_token_opens_the_device_when_it_is_given_its_pin() {
         way(Provider::Pkcs11).new_key(given).unwrap()
     };
     let demo = Key::Secret(Secret::typed("insecure"));
-    let wrong = add_by(&device, &demo, &new("1234"), 7).unwrap_err().to_string();
+    let wrong = add_by(&device, demo, &new("1234"), 7).unwrap_err().to_string();
     assert!(wrong.contains("Too many attempts"), "{wrong}");
     let partition = device.partition(Partition::Root);
     assert_eq!(slots(&partition).unwrap().len(), 1, "nothing is left of what came to nothing");
@@ -287,7 +287,7 @@ pub fn a_token_opens_the_device_when_it_is_given_its_pin() {
 
     // It adds another key, of those that systemd does not make.
     let recovery = Secret::new_recovery_key().unwrap();
-    add_by(&device, &new(PIN).key, &recovery_key(&recovery), 9).unwrap();
-    let refused = add_by(&device, &new(PIN).key, &new(PIN), 10).unwrap_err();
+    add_by(&device, new(PIN).key, &recovery_key(&recovery), 9).unwrap();
+    let refused = add_by(&device, new(PIN).key, &new(PIN), 10).unwrap_err();
     assert!(matches!(refused, ChangeError::UnlockedByToken), "{refused}");
 }

@@ -174,6 +174,9 @@ impl Known<'_> {
     /// Begins with a slot in place of the one of that provider.
     pub fn rotate(&self, provider: Provider, by: Requester, at: Timestamp) -> Result<Change, Refused> {
         let (provider, old) = (provider.of_a_caller()?, self.only_one_of(provider)?);
+        // A boot tries the newest first, and a clock may have gone back.
+        let made = self.slot(old).and_then(Slot::created);
+        let at = made.map_or(at, |Timestamp(made)| at.max(Timestamp(made + 1)));
         let verb = Verb::Rotate { new: self.free()?, old };
         Ok(Change { verb, provider: Some(provider), place: None, stage: Stage::Adding, by, at, made_in: None })
     }
@@ -320,6 +323,15 @@ mod tests {
         assert!(!rotate(Provider::Tpm2).is_confirmed_by(&boot(3)), "the new one should have opened it");
         let untried = Boot { untried: &[Provider::Tpm2], ..boot(3) };
         assert!(rotate(Provider::Tpm2).is_confirmed_by(&untried), "it is tried behind what opened the boot");
+    }
+
+    #[test]
+    fn what_takes_the_place_of_another_is_newer_whatever_the_clock_says() {
+        let mut later = slot(0, Some(Provider::KeyFile));
+        later.origin = Origin::Recorded(Record::new(Provider::KeyFile, Timestamp(100)));
+        let slots = [later];
+        let at = |now| known(&slots, 0).rotate(Provider::KeyFile, Requester::image(), Timestamp(now)).unwrap().at;
+        assert_eq!((at(9), at(100), at(200)), (Timestamp(101), Timestamp(101), Timestamp(200)));
     }
 
     #[test]

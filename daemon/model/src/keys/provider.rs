@@ -27,6 +27,15 @@ impl Provider {
         matches!(self, Provider::Passphrase | Provider::RecoveryKey)
     }
 
+    /// Those that a boot does not come to that this one opens, in the order in which it tries them. Where somebody may have been
+    /// asked, all others were tried before.
+    pub fn leaves_untried(self, order: &[Provider]) -> Vec<Provider> {
+        if self.needs_somebody() || self == Provider::Pkcs11 {
+            return Vec::new();
+        }
+        order.iter().copied().skip_while(|tried| *tried != self).skip(1).collect()
+    }
+
     /// Whether a token in the header says how to get at it.
     pub const fn is_token(self) -> bool {
         matches!(self, Provider::Tpm2 | Provider::Pkcs11)
@@ -40,5 +49,20 @@ impl Provider {
     /// What a caller may ask for; the demo key is the image's.
     pub fn of_a_caller(self) -> Result<Self, Refused> {
         if self == Provider::DemoKey { Err(Refused::OfTheImage) } else { Ok(self) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_boot_that_asked_somebody_had_tried_all_others() {
+        use Provider::{DemoKey, KeyFile, Passphrase, Pkcs11, RecoveryKey, Tpm2};
+        assert_eq!(KeyFile.leaves_untried(Provider::ALL), [DemoKey, Passphrase, RecoveryKey]);
+        assert_eq!(Tpm2.leaves_untried(&[Passphrase, Tpm2, KeyFile]), [KeyFile]);
+        for asked in [Passphrase, RecoveryKey, Pkcs11] {
+            assert_eq!(asked.leaves_untried(Provider::ALL), []);
+        }
     }
 }
