@@ -105,7 +105,7 @@ pub async fn run(connection: &Connection, arguments: Arguments, output: Output) 
         }
         Command::Remove { slot, yes } => remove(&proxy, slot, yes, output).await,
         Command::Forecast => {
-            let forecast = Forecast::from(proxy.forecast().await?);
+            let forecast = Forecast::from(proxy.forecast().await.map_err(Failure::NotForeseen)?);
             output.show(&forecast, |forecast| forecast.render(output.style))?;
             Ok(forecast.exit_code())
         }

@@ -60,6 +60,8 @@ enum Failure {
         "no recovery key was sealed for a fleet: the image names no recipients, the device has no TPM, or another key took its place"
     )]
     NotSealed,
+    #[error("whether the next boot opens the overlay is not known: {0}")]
+    NotForeseen(CallError),
     #[error(
         "nemosd did not bring it to its end, so the new key opens nothing; `journalctl --unit nemosd` says why, then try again"
     )]
@@ -87,13 +89,13 @@ impl Failure {
             | Failure::Output(_) => 1,
             Failure::Certificate(failure) => failure.exit_code(),
             Failure::NobodyToAsk | Failure::NobodyToAskForChanges | Failure::Usage(_) | Failure::Manifest(_) => 2,
-            Failure::Call(CallError::Unreachable(_)) => 3,
+            Failure::Call(CallError::Unreachable(_)) | Failure::NotForeseen(_) => 3,
         }
     }
 
     fn hint(&self) -> Option<&'static str> {
         match self {
-            Failure::Call(CallError::Unreachable(_)) => {
+            Failure::Call(CallError::Unreachable(_)) | Failure::NotForeseen(CallError::Unreachable(_)) => {
                 Some("see `systemctl status nemosd` and `journalctl -u nemosd`")
             }
             _ => None,

@@ -5,7 +5,7 @@ mod policy;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nemos_api::{Error, ErrorKind};
 use nemos_host::keys::{
@@ -31,16 +31,38 @@ use tracing::{debug, warn};
 
 use crate::bus::Service;
 
+/// How long health goes by a forecast. The ESP, the firmware's variables and what is plugged in are changed by others, who do not
+/// say so.
+const FORESEES: Duration = Duration::from_secs(600);
+
 /// What is known of the keys beyond what their header says.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Keyring {
     /// Held by who changes them.
     alone: Mutex<()>,
     /// What the last forecast was.
     foreseen: std::sync::Mutex<Option<Forecast>>,
+    /// When health wanted one; the first is made when nemosd starts.
+    wanted: std::sync::Mutex<Instant>,
+}
+
+impl Default for Keyring {
+    fn default() -> Self {
+        Keyring { alone: Mutex::default(), foreseen: std::sync::Mutex::default(), wanted: Instant::now().into() }
+    }
 }
 
 impl Keyring {
+    /// Whether health goes by a forecast that is old. True once: whoever asks makes the next.
+    fn is_due(&self) -> bool {
+        let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_old = wanted.elapsed() >= FORESEES;
+        if is_old {
+            *wanted = Instant::now();
+        }
+        is_old
+    }
+
     /// What health says of the next boot, as far as it was tried.
     pub fn finding(&self) -> Option<Finding> {
         self.foreseen().as_ref().and_then(Forecast::finding)
@@ -194,6 +216,14 @@ pub async fn forecast_boot(service: &Arc<Service>) -> Result<Forecast, Error> {
     let forecast = work(service, |place, known, _| Ok(foreseen(place, known.slots))).await?;
     *service.keys.foreseen() = Some(forecast.clone());
     Ok(forecast)
+}
+
+/// Does so behind, if the last forecast is old.
+pub fn foresee_at_times(service: &Arc<Service>) {
+    if service.keys.is_due() {
+        let behind = Arc::clone(service);
+        tokio::spawn(async move { foresee(&behind).await });
+    }
 }
 
 /// The same, for health alone.

@@ -131,6 +131,12 @@ impl NextBoot {
     /// Why a key of the TPM that is given out now is not given out then; else, what is not known of that.
     pub fn keeps(&self, token: &Tpm2Token) -> Result<Vec<String>, String> {
         let mut unknown = Vec::new();
+        let is_other = |pcr: &u8| *pcr != PROGRAMS_PCR && token.is_bound_to(*pcr);
+        let others: Vec<String> = (0..SECURE_BOOT_PCR).filter(is_other).map(|pcr| pcr.to_string()).collect();
+        if !others.is_empty() {
+            unknown
+                .push(format!("what the firmware will measure of itself and its settings (PCR {})", others.join(", ")));
+        }
         match &self.secure_boot {
             SecureBoot::Differs(names) if token.is_bound_to(SECURE_BOOT_PCR) => {
                 return Err(format!("Secure Boot's {} changed since this one began (PCR 7)", names.join(", ")));
@@ -234,7 +240,8 @@ YT8SkSNDcq9ZElh6AziZ7rXak1RMw/dks0X36iAdvwyF7VizdBZBQmjqAhSP6xff
         let loses = |next: &NextBoot, token: &Tpm2Token| next.keeps(token).unwrap_err();
         let changed = next(SecureBoot::Differs(vec!["db".into(), "dbx".into()]), starts(true, true));
         assert!(loses(&changed, &token(&[7], None)).contains("Secure Boot's db, dbx changed"));
-        assert_eq!(changed.keeps(&token(&[0], None)), Ok(Vec::new()));
+        let of_itself = "what the firmware will measure of itself and its settings (PCR 0, 2)";
+        assert_eq!(changed.keeps(&token(&[0, 2], None)), Ok(vec![of_itself.to_owned()]));
 
         let updated = next(SecureBoot::Same, starts(false, true));
         assert_eq!(updated.keeps(&token(&[7], None)), Ok(Vec::new()));
@@ -251,7 +258,7 @@ YT8SkSNDcq9ZElh6AziZ7rXak1RMw/dks0X36iAdvwyF7VizdBZBQmjqAhSP6xff
 
         let otherwise = next(SecureBoot::Same, starts(false, false));
         assert!(loses(&otherwise, &token(&[7], None)).contains("another certificate"));
-        assert_eq!(otherwise.keeps(&token(&[2], None)), Ok(Vec::new()));
+        assert!(otherwise.keeps(&token(&[2], None)).is_ok());
     }
 
     #[test]
