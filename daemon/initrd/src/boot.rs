@@ -10,7 +10,7 @@ use std::time::Duration;
 use nemos_host::boot::{ReportError, write_report};
 use nemos_host::fsck;
 use nemos_host::integrity::verity::{Verity, VerityError, read_through, signature};
-use nemos_host::keys::read_key_file;
+use nemos_host::keys::{read_key_file, wait_for_tpm2};
 use nemos_host::mounts::{Mount, MountError, unmount};
 use nemos_host::overlay::trial as overlay_trial;
 use nemos_host::partitions::{Disk, DiskError};
@@ -80,6 +80,7 @@ pub fn boot() -> Result<(), Refused> {
     // What takes over next is read now, while this program can still say what is wrong with it.
     read_through(&lower.join("sbin/init"))?;
 
+    wait_for_tpm2();
     let sysroot = Path::new(SYSROOT);
     let mut mounts = Mounts { disk: &disk, preloaded_hash, repaired: BTreeSet::new() };
     let done = with_state(&mut mounts, |store, state| {

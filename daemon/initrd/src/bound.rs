@@ -1,11 +1,17 @@
 //! Whether the overlay's volume is this device's: as its state says, and its TPM, if it has one.
 
+use std::time::Duration;
+
 use nemos_host::keys::{bind, bound};
+use nemos_host::time::wait_for;
 use nemos_model::boot::Reason;
 use nemos_model::keys::bound::Bound;
 use nemos_model::keys::{Identity, Provider};
 use nemos_model::state::Volume;
 use tracing::{info, warn};
+
+/// How long a TPM may take to answer.
+const ANSWERS: Duration = Duration::from_secs(10);
 
 /// Refuses a volume that is another's. `expected` is what the state says, if it can be read.
 pub fn check(found: &Identity, expected: Option<Volume>) -> Result<Bound, Reason> {
@@ -23,7 +29,9 @@ pub fn bind_new(made: &Identity) -> Result<(), String> {
     if before == Bound::NoTpm {
         return Ok(());
     }
-    match bind(&made.fingerprint()) {
+    // One that does not answer yet may keep another, and the next boot would go by that.
+    let bound = wait_for(ANSWERS, || bind(&made.fingerprint()).ok());
+    match bound.map_or_else(|| bind(&made.fingerprint()), Ok) {
         Ok(()) => info!("the TPM keeps which volume is this device's"),
         Err(error) if before.allows(made) => warn!("{error}"),
         Err(error) => return Err(error.to_string()),

@@ -29,7 +29,7 @@ pub use header::{slots, try_key, try_secret};
 pub use next_boot::next_boot;
 pub use policy::{PolicyError, order, policy};
 pub use secret::{KeyFileError, Secret, SecretError, read_key_file};
-pub use tpm2::{has_tpm2, tpm2_tokens};
+pub use tpm2::{has_tpm2, tpm2_tokens, wait_for_tpm2};
 pub use way::{Given, Moment, Unlocked, Way, try_slot, unlock, way};
 
 /// What opens a volume.

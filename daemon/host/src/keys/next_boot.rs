@@ -15,7 +15,9 @@ use nemos_model::uki::{HEADERS, NotProgram, Program, pkcs7};
 use rustix::fd::OwnedFd;
 use sha2::{Digest as _, Sha256};
 
+use crate::keys::bound;
 use crate::mounts::{open_below, root_of};
+use crate::overlay::identity;
 use crate::partitions::{Disk, disk_of};
 
 /// What the firmware starts from a disk that it knows nothing else of. Source: UEFI 2.10, 3.5.1.1.
@@ -29,6 +31,7 @@ pub fn next_boot(partition: &Path) -> NextBoot {
     NextBoot {
         secure_boot: secure_boot.unwrap_or_else(SecureBoot::Unknown),
         image: image(partition, measured.as_ref().map_err(Clone::clone), variables),
+        is_foreign: identity(partition).is_ok_and(|volume| !bound().allows(&volume)),
     }
 }
 

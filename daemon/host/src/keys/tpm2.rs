@@ -10,20 +10,29 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::path::Path;
+use std::time::Duration;
 
 use nemos_model::keys::slot::{self, TPM2_TOKEN_TYPE, Tpm2Token};
 use nemos_model::keys::{Closed, KeyslotId, Provider, Slot};
 use nemos_model::overlay::LOWER_MOUNT;
 use nemos_model::uki::pcr::{PCR, PUBLIC_KEY_FILE, RUNTIME};
+use tracing::warn;
 
 use crate::cryptsetup::CryptError;
 use crate::integrity::scrub::header::metadata;
 use crate::keys::lockout::lockout;
 use crate::keys::way::{Given, Moment, Way};
 use crate::keys::{ChangeError, Key, NewKey, Token, cryptenroll, policy};
+use crate::time::wait_for;
 
 /// How the kernel shares a TPM 2.0 among those who use it.
 pub(super) const DEVICE: &str = "/dev/tpmrm0";
+/// What there is where the firmware has one: the table TPM2 of ACPI (TCG ACPI Specification 1.3, 7.3), and the variable by which
+/// systemd-stub(7) says that it has measured the kernel's image.
+const TOLD: [&str; 2] = [
+    "/sys/firmware/acpi/tables/TPM2",
+    "/sys/firmware/efi/efivars/StubPcrKernelImage-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f",
+];
 /// An enrolment with the policy of one that is there does nothing, so a rotation has this one in its policy, or has not. It is not
 /// extended by anything on a device of ours.
 const SPARE_PCR: u8 = 14;
@@ -63,6 +72,16 @@ impl Way for Tpm2 {
 /// Whether the device has a TPM 2.0.
 pub fn has_tpm2() -> bool {
     Path::new(DEVICE).exists()
+}
+
+/// Waits for the one that the firmware has told the kernel of, or has measured this boot with: its driver may be a module, and then
+/// it is there only after a while. What a boot does without it, the next one would not take.
+pub fn wait_for_tpm2() {
+    const LIMIT: Duration = Duration::from_secs(10);
+    let is_told = TOLD.iter().any(|place| Path::new(place).exists());
+    if is_told && wait_for(LIMIT, || has_tpm2().then_some(())).is_none() {
+        warn!("the firmware tells of a TPM, and {DEVICE} is not there within {} s", LIMIT.as_secs());
+    }
 }
 
 /// Gives it a command, and gives its answer. The kernel takes the one with one write, and gives the other with one read.

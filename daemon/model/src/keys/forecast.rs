@@ -141,7 +141,7 @@ mod tests {
 
     fn same() -> NextBoot {
         let image = KernelImage::Starts { is_same: true, is_trusted_as_now: true, signed_for_tpm: None };
-        NextBoot { secure_boot: SecureBoot::Same, image }
+        NextBoot { secure_boot: SecureBoot::Same, image, is_foreign: false }
     }
 
     #[test]
@@ -233,5 +233,7 @@ mod tests {
         assert!(told.spares(slots[0].id), "it is not by its keys that it does not start");
         assert!(told.ways.iter().all(|way| way.why.ends_with("on the ESP: it is not signed")), "{told:?}");
         assert_eq!(told.finding().unwrap().health, Health::Critical);
+        let foreign = forecast(&slots, &tried, &[], &NextBoot { is_foreign: true, ..same() });
+        assert_eq!(foreign.outlook, Outlook::LockedOut);
     }
 }

@@ -23,6 +23,8 @@ pub struct NextBoot {
     pub secure_boot: SecureBoot,
     /// What the firmware starts.
     pub image: KernelImage,
+    /// Whether the TPM keeps another volume than the one that is there, so that it is not opened.
+    pub is_foreign: bool,
 }
 
 /// The variables that Secure Boot decides by.
@@ -123,6 +125,9 @@ impl NextBoot {
         match &self.image {
             KernelImage::Refused(why) => {
                 Some(format!("the firmware will not start the kernel's image on the ESP: {why}"))
+            }
+            _ if self.is_foreign => {
+                Some("the TPM vouches for another volume than this one; `nemosctl reset --overlay` makes one that it vouches for".into())
             }
             KernelImage::Starts { .. } | KernelImage::Unknown(_) => None,
         }
@@ -236,7 +241,7 @@ YT8SkSNDcq9ZElh6AziZ7rXak1RMw/dks0X36iAdvwyF7VizdBZBQmjqAhSP6xff
 
     #[test]
     fn a_key_of_the_tpm_is_lost_by_what_it_is_bound_to() {
-        let next = |secure_boot, image| NextBoot { secure_boot, image };
+        let next = |secure_boot, image| NextBoot { secure_boot, image, is_foreign: false };
         let loses = |next: &NextBoot, token: &Tpm2Token| next.keeps(token).unwrap_err();
         let changed = next(SecureBoot::Differs(vec!["db".into(), "dbx".into()]), starts(true, true));
         assert!(loses(&changed, &token(&[7], None)).contains("Secure Boot's db, dbx changed"));
@@ -266,6 +271,7 @@ YT8SkSNDcq9ZElh6AziZ7rXak1RMw/dks0X36iAdvwyF7VizdBZBQmjqAhSP6xff
         let unknown = NextBoot {
             secure_boot: SecureBoot::Unknown("there is no log".into()),
             image: KernelImage::Unknown("the ESP cannot be read".into()),
+            is_foreign: false,
         };
         assert_eq!(unknown.keeps(&token(&[7], None)).unwrap().len(), 2);
         assert_eq!(unknown.refusal(), None);
