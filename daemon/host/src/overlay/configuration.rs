@@ -196,12 +196,15 @@ pub(super) fn note_base(folder: &Path, lower: &Path) -> Result<(), Configuration
     Ok(())
 }
 
-/// Gives what is whole its place, in one step; what was there has the other's then.
+/// Gives what is whole its place, in one step; what was there has the other's then. If it fails, nothing has happened.
 pub(super) fn put(volume: &Path, new: &Path, place: &Path, is_there: bool) -> Result<(), ConfigurationError> {
     write_through(volume)?;
     let how = if is_there { RenameFlags::EXCHANGE } else { RenameFlags::NOREPLACE };
-    renameat_with(CWD, new, CWD, place, how).map_err(io::Error::from).map_err(at("put in its place", place))?;
-    write_through(volume)
+    let exchange = |from, to| renameat_with(CWD, from, CWD, to, how).map_err(io::Error::from);
+    exchange(new, place).map_err(at("put in its place", place))?;
+    write_through(volume).inspect_err(|_| {
+        exchange(place, new).unwrap_or_else(|error| warn!("{} is not taken back: {error}", place.display()));
+    })
 }
 
 /// Puts a configuration's changes in the place of those that the overlay has, which are gone then unless somebody may want to go
@@ -219,17 +222,12 @@ pub fn apply(
         prepare(volume)?;
         forget_previous(volume)?;
         let made = fill(volume, lower, name, &previous).and_then(|()| set_mark(&previous, job));
+        let made = made.and_then(|()| put(volume, &previous, &upper, true));
         if made.is_err() {
             // It may have failed for lack of the room that it takes.
             forget_previous(volume)?;
         }
         made?;
-        let done = put(volume, &previous, &upper, true);
-        if done.is_err() {
-            // If they were exchanged, nobody would be asked to confirm it.
-            go_back(volume, job)?;
-        }
-        done?;
     }
     if !keep {
         leave_to_next(forget_previous(volume));
