@@ -81,11 +81,7 @@ impl Service {
             return of_that_name(job, &name);
         }
         self.writes_to_volume("applied").await?;
-        let next = self.desk.state().await?.modes().next();
-        if next != Mode::Persistent {
-            let message = format!("the next boot is {next}, and would not have it; `nemosctl overlay mode persistent`");
-            return Err(Error::new(ErrorKind::NotSupported, message));
-        }
+        self.next_boot_shows_it().await?;
         self.can_be_tried(within).await?;
         if !name.is_factory() {
             archive::bring_shipped(self, name.clone()).await?;
@@ -93,6 +89,16 @@ impl Service {
         }
         let asked = Asked { by, key: options.key, not_before: None, reboot: options.reboot.unwrap_or_default() };
         self.desk.ask(Wanted::Apply { name, within }, asked).await
+    }
+
+    /// What is applied is seen, and can be confirmed, only at a boot that has the overlay's volume.
+    pub async fn next_boot_shows_it(&self) -> Result<(), Error> {
+        let next = self.desk.state().await?.modes().next();
+        if next == Mode::Persistent {
+            return Ok(());
+        }
+        let message = format!("the next boot is {next}, and would not have it; `nemosctl overlay mode persistent`");
+        Err(Error::new(ErrorKind::NotSupported, message))
     }
 
     /// What is on trial is gone back from when health turns critical.

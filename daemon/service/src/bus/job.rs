@@ -31,6 +31,13 @@ impl Job {
     async fn record(&self) -> Result<JobRecord, Error> {
         Ok(JobRecord::from(&self.service.desk.job(self.id).await?))
     }
+
+    async fn retry_now(&self) -> Result<nemos_model::job::Job, Error> {
+        if self.service.desk.job(self.id).await?.kind == Kind::Apply {
+            self.service.next_boot_shows_it().await?;
+        }
+        self.service.desk.retry(self.id).await
+    }
 }
 
 #[interface(name = "org.nemos.Device1.Job", introspection_docs = false)]
@@ -59,7 +66,7 @@ impl Job {
         let gate = &self.service.gate;
         let caller = gate.caller(&call).await.inspect_err(|error| journal::stranger(action, error))?;
         let outcome = match gate.admit(&call, &caller, action).await {
-            Ok(()) => self.service.desk.retry(self.id).await,
+            Ok(()) => self.retry_now().await,
             Err(refusal) => Err(refusal),
         };
         journal::request(action, &caller, outcome.as_ref().map(|job| Subject::Job(job.id)));

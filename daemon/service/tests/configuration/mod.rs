@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use nemos_api::ErrorKind;
 use nemos_api::configuration::{ApplyOptions, SaveOptions, TrialRecord};
+use nemos_api::job::{self, RetryOptions};
 use nemos_api::overlay::{ModeOptions, OverlayProxy};
+use nemos_model::Timestamp;
 use tokio::time::timeout;
 
 use crate::fake::Fixture;
@@ -78,4 +80,22 @@ async fn a_mode_for_one_boot_has_nothing_to_confirm() {
     overlay.set_mode("readonly", tried).await.unwrap();
     assert_eq!(overlay.next_mode().await.unwrap(), "readonly");
     assert_eq!(overlay.trial().await.unwrap().running, Some(false));
+}
+
+#[tokio::test]
+async fn what_failed_is_not_tried_again_at_a_boot_that_would_not_show_it() {
+    let fixture = Fixture::new().await;
+    let overlay = OverlayProxy::new(&fixture.client).await.unwrap();
+    let job = job::id_at(overlay.apply("factory", ApplyOptions::default()).await.unwrap().as_str()).unwrap();
+    fixture.device.change(|state| {
+        state.begin_at_boot(job, false, Timestamp(5)).unwrap();
+        state.attempt_failed(job, "no such device".into(), Timestamp(6)).unwrap();
+    });
+    let fixture = fixture.restart().await;
+    let overlay = OverlayProxy::new(&fixture.client).await.unwrap();
+    overlay.set_mode("volatile", ModeOptions::default()).await.unwrap();
+    let refused = refusal(job::retry(&fixture.client, job, RetryOptions::default()).await);
+    assert_eq!(refused.kind, ErrorKind::NotSupported, "{refused}");
+    overlay.set_mode("persistent", ModeOptions::default()).await.unwrap();
+    job::retry(&fixture.client, job, RetryOptions::default()).await.unwrap();
 }
