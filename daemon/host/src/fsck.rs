@@ -1,5 +1,7 @@
 //! Repairs what a power cut leaves of an ext4, and nothing that somebody should look at first.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -23,16 +25,35 @@ const COPIES: [(&str, &str); 2] = [("32768", "4096"), ("8193", "1024")];
 /// The kernel refuses one whose journal it cannot replay or whose superblock has a wrong checksum. A power cut leaves both:
 /// the last writes of a journal are cut short, and the superblock is written past the journal and in place, two sectors at
 /// once. `e2fsck -p` mends what needs nobody's judgement, and stops at anything else, as at a sector that cannot be read.
+///
+/// It mounts one in which it has found errors before, and finds the same ones again: that one is repaired first, if it can be.
 pub fn mount(mount: &Mount<'_>, target: &Path) -> Result<bool, MountError> {
+    let source = Path::new(mount.source);
+    let was_repaired = has_errors(source)
+        && preen(source)
+            .inspect(|()| warn!("{} had errors and is repaired", mount.source))
+            .inspect_err(|error| warn!("{} has errors, and is used as it is: {error}", mount.source))
+            .is_ok();
     match mount.on(target) {
         Err(broken) if broken.is_broken() => {
             warn!("{broken}; repairing it");
-            preen(Path::new(mount.source)).map_err(|error| broken.explained(&error))?;
+            preen(source).map_err(|error| broken.explained(&error))?;
             warn!("{} was broken and is repaired", mount.source);
             mount.on(target).map(|()| true)
         }
-        mounted => mounted.map(|()| false),
+        mounted => mounted.map(|()| was_repaired),
     }
+}
+
+/// Whether the kernel has noted that it found errors in it. Source: ext4's on-disk format, `s_magic` at 0x38 and `s_state` at 0x3a.
+fn has_errors(device: &Path) -> bool {
+    const PLACE: u64 = 1024 + 0x38;
+    const MAGIC: u16 = 0xef53;
+    const ERRORS: u16 = 2;
+    let mut found = [0; 4];
+    let read = File::open(device).and_then(|device| device.read_exact_at(&mut found, PLACE));
+    let [magic, state] = [[found[0], found[1]], [found[2], found[3]]].map(u16::from_le_bytes);
+    read.is_ok() && magic == MAGIC && state & ERRORS != 0
 }
 
 /// Repairs with the superblock, or with the first copy of it that is one.
@@ -60,8 +81,7 @@ fn e2fsck(arguments: &[&str]) -> Result<(), CommandError> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::{self, File};
-    use std::os::unix::fs::FileExt as _;
+    use std::fs;
     use std::path::PathBuf;
 
     use super::*;
@@ -91,6 +111,18 @@ mod tests {
             preen(&file).unwrap();
             e2fsck(&["-f", "-n", &file.to_string_lossy()]).unwrap();
         }
+    }
+
+    #[test]
+    fn errors_that_the_kernel_noted_are_seen_until_they_are_repaired() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = file_system(folder.path(), 64 << 20);
+        assert!(!has_errors(&file));
+        run("debugfs", &["-w", "-R", "set_super_value state 3", &file.to_string_lossy()], LIMIT).unwrap();
+        assert!(has_errors(&file));
+        preen(&file).unwrap();
+        assert!(!has_errors(&file));
+        assert!(!has_errors(Path::new("/dev/zero")));
     }
 
     #[test]

@@ -48,6 +48,7 @@ fn main() -> ExitCode {
         a_volume_in_the_place_of_the_devices_own_is_not_opened,
         a_state_that_cannot_be_read_is_left_alone,
         a_device_that_keeps_failing_comes_up_and_a_reset_repairs_it,
+        errors_that_the_kernel_noted_are_repaired_at_the_next_boot,
         a_damaged_partition_is_left_out,
         containers_that_are_not_those_that_were_shipped_are_left_out,
         a_torn_superblock_is_repaired,
@@ -331,6 +332,16 @@ fn a_device_that_keeps_failing_comes_up_and_a_reset_repairs_it() {
 
     device.is_asked_for_a_factory_reset();
     device.boots().is_healthy();
+}
+
+fn errors_that_the_kernel_noted_are_repaired_at_the_next_boot() {
+    let device = Device::provisioned();
+    let home = device.partition(Partition::Home);
+    run("debugfs", ["-w", "-R", "set_super_value state 3", home.to_str().unwrap()]);
+    let running = device.boots();
+    assert_eq!(running.report.repaired, [Partition::Home]);
+    running.shuts_down();
+    assert_eq!(device.boots().report.repaired, []);
 }
 
 fn a_damaged_partition_is_left_out() {
