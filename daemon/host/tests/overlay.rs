@@ -436,7 +436,7 @@ fn a_saved_tree_knows_what_it_was_made_on() {
     fs::remove_file(root.join("etc/deleted")).unwrap();
     let read = || Index::of_image(&joined.path("lower")).unwrap().unwrap();
     let file = joined.path("base");
-    let base = Base::note(&joined.path("upper"), &read(), &file).unwrap();
+    let base = Base::note(&joined.path("upper"), &read(), None, &file).unwrap();
     let shadowed = |base: &Base| -> Vec<PathBuf> { base.shadowed(&read()).unwrap().map(Result::unwrap).collect() };
     assert!(shadowed(&base).is_empty());
     joined.boots('b', |image| {

@@ -122,16 +122,20 @@ impl Service {
         let here = self.desk.seen().await?.report.as_ref().map(|report| report.root_hash);
         // The image knows why it ships one, and cannot know its own hash.
         let is_shipped = about.imported.as_ref().is_some_and(|imported| imported.voucher == Voucher::Image);
-        if force || is_shipped || here == Some(about.root_hash) || hidden.as_ref().is_some_and(Vec::is_empty) {
+        let is_of_this = here == Some(about.root_hash);
+        let hides_nothing = hidden.as_ref().map_or(is_of_this, Vec::is_empty);
+        if force || is_shipped || hides_nothing {
             return Ok(());
         }
         let (image, here) = (about.image, self.desk.image().await?);
         let hides =
             hidden.map_or_else(|| "which of its files hide newer ones is not known".to_owned(), |paths| told(&paths));
-        let message = format!(
-            "configuration {name} was made on {} {}, and this is {} {}: {hides}; --force applies it all the same",
-            image.id, image.version, here.id, here.version
-        );
+        let made = if is_of_this {
+            "holds changes that were made before this image came".to_owned()
+        } else {
+            format!("was made on {} {}, and this is {} {}", image.id, image.version, here.id, here.version)
+        };
+        let message = format!("configuration {name} {made}: {hides}; --force applies it all the same");
         Err(Error::new(ErrorKind::NotSupported, message))
     }
 

@@ -23,7 +23,8 @@ use rustix::io::Errno;
 use thiserror::Error;
 use tracing::warn;
 
-use super::shadow::{Base, Index, ShadowError};
+use super::changes::Trees;
+use super::shadow::{Base, Index, Noted, ShadowError};
 use crate::copy::{self, CopyError};
 use crate::job::new_id;
 use crate::reset::keep::{KeepError, identity};
@@ -182,16 +183,18 @@ pub fn save(
 fn make(volume: &Path, lower: &Path, new: &Path, about: &About) -> Result<(), ConfigurationError> {
     let (tree, text) = (new.join(TREE_FOLDER), new.join(ABOUT_FILE));
     fs::create_dir(new).map_err(at("make", new))?;
-    copy::tree(&volume.join(UPPER_FOLDER), &tree)?;
+    let upper = volume.join(UPPER_FOLDER);
+    copy::tree(&upper, &tree)?;
     unmark(&tree)?;
-    note_base(new, lower)?;
+    let noted = Noted::read(volume, about.root_hash, Trees { upper: &upper, lower })?;
+    note_base(new, lower, noted)?;
     fs::write(&text, about.to_text()).map_err(at("write", &text))
 }
 
-/// Notes what this image has where the changes in that folder are, which are of it.
-pub(super) fn note_base(folder: &Path, lower: &Path) -> Result<(), ConfigurationError> {
+/// Notes what the changes in that folder were made on: this image, but for what is noted of those that they are a copy of.
+pub(super) fn note_base(folder: &Path, lower: &Path, copied: Option<Noted<'_>>) -> Result<(), ConfigurationError> {
     if let Some(index) = Index::of_image(lower)? {
-        Base::note(&folder.join(TREE_FOLDER), &index, &folder.join(BASE_FILE))?;
+        Base::note(&folder.join(TREE_FOLDER), &index, copied, &folder.join(BASE_FILE))?;
     }
     Ok(())
 }

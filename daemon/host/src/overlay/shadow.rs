@@ -101,15 +101,23 @@ impl Index {
 pub struct Base(Index);
 
 impl Base {
-    /// Writes what the image with that index has at each path that the tree changes, and returns it.
-    pub fn note(tree: &Path, index: &Index, to: &Path) -> Result<Self, ShadowError> {
+    /// Writes what each change of the tree was made on, and returns it: what the image with that index has there, or, of what is
+    /// shadowed in the changes that the tree is a copy of, what was noted of that.
+    pub fn note(tree: &Path, index: &Index, mut copied: Option<Noted<'_>>, to: &Path) -> Result<Self, ShadowError> {
         let mut factory = index.lookup::<1>()?;
         let trees = Trees { upper: tree, lower: tree };
         replace(to, |file| {
             let mut writer = Writer::<_, 1>::new(file).map_err(io_error(to))?;
             let mut walk = Walk::new(Path::new(""), None);
             while let Some((path, upper)) = walk.step(&trees)? {
-                let base = factory.factory(&path, hides_all(&upper)).map_err(bad_index(&index.path))?;
+                let known = match &mut copied {
+                    Some(noted) => noted.base(&path)?,
+                    None => None,
+                };
+                let base = match known {
+                    Some(base) => base,
+                    None => factory.factory(&path, hides_all(&upper)).map_err(bad_index(&index.path))?,
+                };
                 add(&mut writer, to, &path, [base])?;
             }
             writer.finish().map(drop).map_err(io_error(to))
@@ -251,6 +259,26 @@ impl Shadows {
     fn base(&mut self, path: &Path, trees: &Trees<'_>, upper: &Upper) -> Result<Option<Fingerprint>, ShadowError> {
         let Some([base, noted]) = self.lookup.at(path).map_err(bad_index(&self.path))? else { return Ok(None) };
         Ok((mark(&trees.upper.join(path), upper)? == noted).then_some(base))
+    }
+}
+
+/// What is noted of the changes that the overlay has.
+#[derive(Debug)]
+pub struct Noted<'a> {
+    shadows: Shadows,
+    trees: Trees<'a>,
+}
+
+impl<'a> Noted<'a> {
+    /// Of the image with that root hash, as far as the volume says; `None` if it says nothing.
+    pub fn read(volume: &Path, root_hash: RootHash, trees: Trees<'a>) -> Result<Option<Self>, ShadowError> {
+        Ok(Shadows::read(volume, root_hash)?.map(|shadows| Noted { shadows, trees }))
+    }
+
+    /// What the change at the path was made on, if it is shadowed. Paths are asked for in order.
+    fn base(&mut self, path: &Path) -> Result<Option<Fingerprint>, ShadowError> {
+        let Some(upper) = self.trees.upper_at(path)? else { return Ok(None) };
+        self.shadows.base(path, &self.trees, &upper)
     }
 }
 

@@ -22,6 +22,7 @@ use crate::keys::{BACKUP, Key, Secret, destroy_backup};
 use crate::mkfs;
 use crate::overlay::configuration::{self, ConfigurationError};
 use crate::overlay::revert::revert;
+use crate::overlay::shadow;
 use crate::overlay::{self, OverlayError};
 use crate::partitions::{Disk, DiskError};
 
@@ -183,6 +184,10 @@ fn switch(step: Step, job: &Job, work: &Work<'_>, volume: &Path) -> Result<(), S
     let name = || job.configuration.as_ref().ok_or(StepError::NoConfiguration);
     let done = match step {
         Step::Save => {
+            // What is saved knows what it was made on, which may be an older image than the one that saves it.
+            if let Err(error) = shadow::note_image(volume, work.lower, work.root_hash) {
+                warn!("which changes hide something of this image is not known: {error}");
+            }
             let about = About::new(image(work.lower), work.root_hash, job.requested_at, Some(job.id));
             configuration::save(volume, work.lower, name()?, job.replace, &about)
         }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use nemos_host::overlay::configuration::shadowed;
 use nemos_host::overlay::shadow::{ShadowError, count};
 use nemos_model::integrity::RootHash;
 use nemos_model::overlay::index::{Fingerprint, Writer};
@@ -54,6 +55,13 @@ pub fn an_image_in_place_of_another_is_noticed_before_anything_runs() {
         assert!(!images().join("0".repeat(64)).exists());
         running.shuts_down();
     }
+    // A copy of it hides the same.
+    device.is_asked_to_save("copy");
+    let running = device.boots();
+    let hidden = shadowed(Path::new(UPPER_MOUNT), Path::new(LOWER_MOUNT), &"copy".parse().unwrap());
+    assert_eq!(hidden.unwrap(), Some(vec!["etc/hostname".into()]));
+    running.shuts_down();
+
     device.is_asked_to_revert(&["/etc/hostname"]);
     let running = device.boots();
     assert_eq!(count(Path::new(UPPER_MOUNT), Path::new(LOWER_MOUNT), hash).unwrap(), 0);

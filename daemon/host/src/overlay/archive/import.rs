@@ -170,7 +170,7 @@ pub fn import(
     if let Some((lower, root_hash)) = wanted.here
         && root_hash == described.root_hash
     {
-        configuration::note_base(new.path(), lower)?;
+        configuration::note_base(new.path(), lower, None)?;
     }
     put(volume, new.path(), &place, wanted.replace && place.symlink_metadata().is_ok())?;
     if new.path().exists() {
