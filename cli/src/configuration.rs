@@ -2,6 +2,7 @@
 
 use nemos_api::configuration::{ApplyOptions, ConfigurationRecord, SaveOptions, TrialRecord};
 use nemos_api::overlay::OverlayProxy;
+use nemos_api::{CallError, Error, ErrorKind};
 use serde::Serialize;
 use zbus::Connection;
 
@@ -96,9 +97,13 @@ pub async fn run(
             let accepted = Accepted::of(connection, &job, !no_reboot).await?;
             output.show(&accepted, |accepted| accepted.render("the next boot saves the changes"))?;
         }
-        Command::Apply { dry_run: true, .. } => output.show(&loss(proxy).await?, Loss::render)?,
+        Command::Apply { name, dry_run: true, .. } => {
+            is_there(proxy, &name).await?;
+            output.show(&loss(proxy).await?, Loss::render)?;
+        }
         Command::Apply { name, confirm_within, force, yes, no_reboot, .. } => {
             if !yes {
+                is_there(proxy, &name).await?;
                 let when = if no_reboot { "At the next boot, put" } else { "Reboot now, and put" };
                 print(&loss(proxy).await?.render())?;
                 ask(&format!("{when} {name} in their place?"))?;
@@ -153,6 +158,16 @@ pub async fn run(
 fn ask(question: &str) -> Result<(), Failure> {
     print(&format!("{question} [y/N] "))?;
     if agrees()? { Ok(()) } else { Err(Failure::Declined) }
+}
+
+/// Before anybody is asked, or told what would go for it.
+async fn is_there(proxy: &OverlayProxy<'_>, name: &str) -> Result<(), Failure> {
+    let is_known = name == "factory" || proxy.configurations().await?.iter().any(|record| record.name == name);
+    let missing = || {
+        let message = format!("there is no configuration {name}; `nemosctl overlay list` tells those that there are");
+        CallError::Refused(Error::new(ErrorKind::NotFound, message))
+    };
+    if is_known { Ok(()) } else { Err(missing().into()) }
 }
 
 async fn loss(proxy: &OverlayProxy<'_>) -> Result<Loss, Failure> {

@@ -24,6 +24,8 @@ pub fn what_is_saved_is_applied_and_what_is_not_confirmed_is_gone_back_from() ->
     assert!(shown["changes"].as_u64() > Some(2) && shown["image_id"].is_string(), "{shown}");
     device.says("nemosctl overlay diff --configuration site /etc/issue | grep deleted")?;
     assert!(device.says("nemosctl overlay apply site --dry-run")?.contains("changes go"));
+    let missing = device.run("nemosctl overlay apply sight --dry-run")?;
+    assert!(missing.status == 1 && missing.stderr.contains("no configuration sight"), "{missing:?}");
 
     device.reboots_by("nemosctl overlay apply site --confirm-within 1h --yes")?;
     device.says("test -e /home/admin/note && ! test -e /etc/later && ! test -e /etc/issue")?;
