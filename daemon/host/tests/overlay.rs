@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, Permissions};
 use std::io::Write;
 use std::ops::ControlFlow;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -20,6 +21,7 @@ use nemos_host::overlay::{self, changes::Trees};
 use nemos_model::integrity::RootHash;
 use nemos_model::overlay::index::{Entry, FILE, Writer};
 use nemos_rig::{Disk, KernelLog, run};
+use rustix::fs::{Mode, OFlags, mkdirat, openat};
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
@@ -35,6 +37,7 @@ fn main() -> ExitCode {
         a_volume_that_somebody_looks_into_is_closed_when_they_are_done,
         what_differs_from_the_image_is_told,
         changes_are_told_page_by_page,
+        what_no_path_leads_to_ends_no_walk,
         changes_that_hide_something_newer_are_noted,
         a_saved_tree_knows_what_it_was_made_on,
         a_volume_stays_as_it_is_when_its_partition_grows,
@@ -223,6 +226,21 @@ fn changes_are_told_page_by_page() {
 }
 
 /// libcryptsetup refuses to resize a LUKS2 volume with integrity: its blocks would have no tags yet. It opens as it is.
+fn what_no_path_leads_to_ends_no_walk() {
+    let joined = Joined::new(|image| fs::create_dir(image.join("var")).unwrap());
+    let mut folder = OwnedFd::from(File::open(joined.path("root/var")).unwrap());
+    let name = "d".repeat(250);
+    for _ in 0..20 {
+        mkdirat(&folder, &name, Mode::RWXU).unwrap();
+        folder = openat(&folder, &name, OFlags::DIRECTORY, Mode::empty()).unwrap();
+    }
+    fs::write(joined.path("root/zzz"), "mine").unwrap();
+    let told = joined.changes(None, usize::MAX);
+    assert!(told.iter().any(|(path, _)| path.len() > 3500), "as far as paths lead, it is told");
+    assert_eq!(told.last().unwrap().0, "zzz", "and what comes behind it");
+    assert!(usage_of(joined.folder.path()).unwrap().changes.entries > 10);
+}
+
 fn a_volume_stays_as_it_is_when_its_partition_grows() {
     let file = tempfile::NamedTempFile::new_in("/run").unwrap();
     file.as_file().set_len(SIZE).unwrap();

@@ -160,10 +160,12 @@ impl Trees<'_> {
     }
 }
 
-/// The device is in use: what has vanished since it was listed is no change any more.
+/// The device is in use: what has vanished since it was listed is no change any more. And folder in folder, anybody can make what no
+/// path leads to: that is not told.
 fn unless_gone<T>(looked: Result<T, ChangesError>) -> Result<Option<T>, ChangesError> {
+    use io::ErrorKind::{InvalidFilename, NotADirectory, NotFound};
     match looked {
-        Err(error) if matches!(error.source.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+        Err(error) if matches!(error.source.kind(), NotFound | NotADirectory | InvalidFilename) => Ok(None),
         looked => looked.map(Some),
     }
 }

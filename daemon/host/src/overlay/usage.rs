@@ -88,8 +88,9 @@ fn taken(folder: &Path, shared: &mut Vec<(u64, u64)>) -> Result<Taken, UsageErro
     let (mut taken, mut seen) = (Taken::default(), HashSet::new());
     let mut waiting = vec![folder.to_owned()];
     while let Some(path) = waiting.pop() {
-        // The device is in use: what has gone since it was listed takes no room.
-        let is_gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+        // The device is in use: what has gone since it was listed takes no room. What no path leads to is not counted.
+        let is_gone =
+            |error: &io::Error| matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidFilename);
         let metadata = match fs::symlink_metadata(&path) {
             Err(error) if is_gone(&error) => continue,
             found => found.map_err(at(&path))?,
