@@ -85,3 +85,27 @@ fn superblock_field(disk: &mut Disk, offset: u64) -> Result<u64, nemos_tests::Fa
     let bytes = disk.read(Partition::Readonly, offset, 8)?;
     Ok(bytes.iter().rev().fold(0, |number, &byte| number << 8 | u64::from(byte)))
 }
+
+/// By what the README says.
+pub fn a_device_that_has_lost_its_memory_gets_it_back() -> Case {
+    let mut device = Device::running()?;
+    device.says("echo mine > /etc/made-here && echo lost > /var/lib/nemos/state.json && sync")?;
+    device.reboots()?;
+    let health = device.run("nemosctl health")?;
+    assert!(health.status == 2 && health.stdout.contains("p.lxstate cannot be used"), "{health:?}");
+    let refused = device.run("nemosctl reset --factory --yes")?;
+    assert!(refused.status == 1 && refused.stderr.contains("until it remembers again"), "{refused:?}");
+
+    device.says("systemctl stop nemosd && umount /var/lib/nemos")?;
+    device.says("e2fsck -f /dev/disk/by-partlabel/p.lxstate")?;
+    device.says("mount /dev/disk/by-partlabel/p.lxstate /var/lib/nemos")?;
+    device.says(
+        "printf '{\"version\": 1, \"volume\": {\"is\": \"provisioned\", \"uuid\": \"%s\"}, \"jobs\": []}' \
+         \"$(cryptsetup luksUUID /dev/disk/by-partlabel/p.lxroot)\" > /var/lib/nemos/state.json && sync",
+    )?;
+    device.reboots()?;
+    assert_eq!(device.says("cat /etc/made-here")?, "mine");
+    assert!(device.run("nemosctl health")?.status < 2);
+    device.says("nemosctl reset --factory --keep /etc/made-here --dry-run")?;
+    Ok(())
+}

@@ -138,6 +138,7 @@ fn main() -> ExitCode {
         archive::a_configuration_goes_to_another_device_in_a_file,
         reset::a_factory_reset_takes_away_what_was_made_on_the_device,
         keys::a_key_file_is_made_tried_and_rotated_on_its_own_disk,
+        damage::a_device_that_has_lost_its_memory_gets_it_back,
         reset::the_command_line_ends_in_the_same_reset,
         reset::a_reset_that_cannot_be_finished_leaves_the_device_up_and_can_be_tried_again,
         configuration::a_device_that_nobody_reaches_any_more_goes_back_by_itself,
