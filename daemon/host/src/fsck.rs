@@ -29,11 +29,8 @@ const COPIES: [(&str, &str); 2] = [("32768", "4096"), ("8193", "1024")];
 /// It mounts one in which it has found errors before, and finds the same ones again: that one is repaired first, if it can be.
 pub fn mount(mount: &Mount<'_>, target: &Path) -> Result<bool, MountError> {
     let source = Path::new(mount.source);
-    let was_repaired = has_errors(source)
-        && preen(source)
-            .inspect(|()| warn!("{} had errors and is repaired", mount.source))
-            .inspect_err(|error| warn!("{} has errors, and is used as it is: {error}", mount.source))
-            .is_ok();
+    let was_repaired =
+        has_errors(source) && repair_noted(source).map_err(|error| MountError::refused(mount, target, &error))?;
     match mount.on(target) {
         Err(broken) if broken.is_broken() => {
             warn!("{broken}; repairing it");
@@ -43,6 +40,20 @@ pub fn mount(mount: &Mount<'_>, target: &Path) -> Result<bool, MountError> {
         }
         mounted => mounted.map(|()| was_repaired),
     }
+}
+
+/// Repairs what has errors that were noted, and says whether it could. What needs judgement is used as it is.
+fn repair_noted(device: &Path) -> Result<bool, CommandError> {
+    match preen(device) {
+        Ok(()) => warn!("{} had errors and is repaired", device.display()),
+        // Nobody knows what it is half repaired.
+        Err(error @ CommandError::TooLong { .. }) => return Err(error),
+        Err(error) => {
+            warn!("{} has errors, and is used as it is: {error}", device.display());
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Whether the kernel has noted that it found errors in it. Source: ext4's on-disk format, `s_magic` at 0x38 and `s_state` at 0x3a.

@@ -27,6 +27,17 @@ pub struct MountError {
 }
 
 impl MountError {
+    /// One that was not tried, and why.
+    pub(crate) fn refused(mount: &Mount<'_>, target: &Path, why: &dyn std::error::Error) -> Self {
+        MountError {
+            fs_type: mount.fs_type,
+            source_name: mount.source.to_owned(),
+            target: target.to_owned(),
+            error: io::Error::other(why.to_string()),
+            explanation: String::new(),
+        }
+    }
+
     /// What a file system gives that finds itself broken: a checksum that is not right (`EFSBADCRC`, which user space knows
     /// as `EBADMSG`), contents that contradict themselves (`EFSCORRUPTED`, known as `EUCLEAN`), a journal that cannot be
     /// replayed (`EIO`).
