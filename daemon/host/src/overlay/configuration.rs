@@ -210,6 +210,14 @@ pub(super) fn put(volume: &Path, new: &Path, place: &Path, is_there: bool) -> Re
     })
 }
 
+/// Has two change places. If it fails, it may have happened.
+fn exchange(volume: &Path, one: &Path, other: &Path) -> Result<(), ConfigurationError> {
+    write_through(volume)?;
+    let exchanged = renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE).map_err(io::Error::from);
+    exchanged.map_err(at("put in its place", other))?;
+    write_through(volume)
+}
+
 /// Puts a configuration's changes in the place of those that the overlay has, which are gone then unless somebody may want to go
 /// back (`keep`). It can be repeated from its start. With one that was imported, the device stays who it is to others.
 pub fn apply(
@@ -226,7 +234,7 @@ pub fn apply(
         forget_previous(volume)?;
         let made = fill(volume, lower, name, &previous).and_then(|()| set_mark(&previous, job));
         let made = made.and_then(|()| put(volume, &previous, &upper, true));
-        if made.is_err() {
+        if made.is_err() && mark(&upper)? != Some(job.to_string()) {
             // It may have failed for lack of the room that it takes.
             forget_previous(volume)?;
         }
@@ -272,7 +280,7 @@ pub fn go_back(volume: &Path, applied: JobId) -> Result<(), ConfigurationError> 
         if !previous.exists() {
             return Err(ConfigurationError::NothingBefore);
         }
-        put(volume, &previous, &upper, true)?;
+        exchange(volume, &previous, &upper)?;
     }
     leave_to_next(forget_previous(volume));
     Ok(())
