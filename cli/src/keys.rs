@@ -1,5 +1,6 @@
 //! `nemosctl keys`: the ways into the overlay's volume.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::OwnedFd;
@@ -128,8 +129,10 @@ async fn add(proxy: &KeysProxy<'_>, new: &NewKey, rotates: bool, output: Output)
         let mut key = Zeroizing::new(String::with_capacity(16 << 10));
         fs::File::from(OwnedFd::from(proxy.create_recovery_key(options).await?)).read_to_string(&mut key)?;
         // It ends when nemosd has noted that it was read, or could not.
-        if recovery_keys(proxy).await? <= before {
-            return Err(Failure::NotKept);
+        match recovery_keys(proxy).await {
+            Ok(after) if after.is_subset(&before) => return Err(Failure::NotKept),
+            Ok(_) => {}
+            Err(error) => eprintln!("nemosctl: whether the key counts is not known, see `nemosctl keys`: {error}"),
         }
         let (recovery_key, sealed_key) = if sealed { (None, Some(key)) } else { (Some(key), None) };
         Added { slot: None, place: None, recovery_key, sealed_key, waits: rotates }
@@ -164,10 +167,11 @@ async fn add(proxy: &KeysProxy<'_>, new: &NewKey, rotates: bool, output: Output)
     Ok(0)
 }
 
-/// How many recovery keys open the volume, or will.
-async fn recovery_keys(proxy: &KeysProxy<'_>) -> Result<usize, Failure> {
+/// The recovery keys that open the volume: each by its slot, and when that was made.
+async fn recovery_keys(proxy: &KeysProxy<'_>) -> Result<BTreeSet<(u32, Option<u64>)>, Failure> {
     let is_one = |slot: &SlotRecord| slot.provider == Provider::RecoveryKey.name() && slot.state != "interrupted";
-    Ok(proxy.slots().await?.iter().filter(|slot| is_one(slot)).count())
+    let slots = proxy.slots().await?.into_iter().filter(is_one);
+    Ok(slots.map(|slot| (slot.slot, slot.created)).collect())
 }
 
 /// Where a key is that is kept elsewhere: where one says, or, for one that takes the place of another, as that one is.

@@ -36,7 +36,8 @@ pub trait Keys {
     #[zbus(allow_interactive_auth)]
     fn rotate(&self, provider: &str, options: KeyOptions<'_>, secret: Fd<'_>) -> Result<u32, CallError>;
 
-    /// Adds a recovery key that the device makes, and gives it out this once.
+    /// Adds a recovery key that the device makes, and gives it out this once: it counts when it was read to its end, within 30
+    /// seconds.
     #[zbus(allow_interactive_auth)]
     fn create_recovery_key(&self, options: KeyOptions<'_>) -> Result<zbus::OwnedFd, CallError>;
 
