@@ -43,6 +43,8 @@ pub struct Opened {
     pub keyslot: Option<KeyslotId>,
     /// When that was made.
     pub keyslot_created: Option<Timestamp>,
+    /// Whether somebody was asked.
+    pub somebody_was_asked: bool,
     /// Why the TPM does not vouch for it.
     pub unbound: Option<String>,
     /// Copies of its header that were damaged.
@@ -107,6 +109,7 @@ pub fn open(
             provider: Some(unlocked.provider),
             keyslot: Some(unlocked.slot),
             keyslot_created: created,
+            somebody_was_asked: unlocked.was_asked_for,
             unbound,
             headers: headers(),
             degraded: None,
@@ -119,6 +122,7 @@ pub fn open(
             provider: None,
             keyslot: None,
             keyslot_created: None,
+            somebody_was_asked: false,
             unbound: None,
             headers: if matches!(reason, Reason::OverlayDamaged { .. }) { headers() } else { Vec::new() },
             degraded: Some(reason),

@@ -202,6 +202,9 @@ pub struct BootReport {
     /// When that slot was made, as far as that was recorded: it tells whether it is still the same.
     #[serde(default)]
     pub keyslot_created: Option<Timestamp>,
+    /// Whether somebody was asked for it: then nothing that needs nobody had opened it.
+    #[serde(default)]
+    pub somebody_was_asked: bool,
     /// Why the TPM does not vouch for the volume that is open; `None` if it does, or there is no TPM.
     #[serde(default)]
     pub unbound: Option<String>,

@@ -184,6 +184,7 @@ mod tests {
                 provider: None,
                 keyslot: None,
                 keyslot_created: None,
+                somebody_was_asked: false,
                 unbound: None,
                 job: None,
                 went_back: None,

@@ -157,12 +157,13 @@ pub fn layers(seen: &Observed) -> Vec<Layer> {
 
 impl Observed {
     /// Whether the demo key opens the overlay's volume, as far as that is known: it is recorded, or it opened this boot and its
-    /// slot is still there, or the image came with a volume that it opens, of whose keys nothing was recorded.
+    /// slot is still there, or the image came with a volume whose first key slot it opens, of which nothing was recorded.
     pub fn demo_key_opens(&self) -> bool {
         let has = |is: fn(&Slot) -> bool| self.keyslots.iter().any(is);
         let is_recorded = has(|slot| slot.provider() == Some(Provider::DemoKey));
         let by_report = self.report.as_ref().is_some_and(|report| {
-            let came_with_it = report.volume_built && has(|slot| slot.origin == Origin::Unrecorded);
+            let came_with_it =
+                report.volume_built && has(|slot| slot.origin == Origin::Unrecorded && u32::from(slot.id) == 0);
             let opened = report.provider == Some(Provider::DemoKey);
             came_with_it || opened && (self.keyslots.is_empty() || self.opened_by().is_some())
         });
@@ -441,6 +442,7 @@ mod tests {
             provider: Some(Provider::DemoKey),
             keyslot: Some(0.try_into().unwrap()),
             keyslot_created: (!volume_built).then_some(Timestamp(7)),
+            somebody_was_asked: false,
             unbound: None,
             job: None,
             went_back: None,

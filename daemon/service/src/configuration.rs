@@ -103,7 +103,7 @@ impl Service {
 
     /// What is on trial is gone back from when health turns critical.
     pub async fn can_be_tried(&self, within: Option<Within>) -> Result<(), Error> {
-        if within.is_some() && verdict(&self.findings().await?) == Health::Critical {
+        if within.is_some() && verdict(&self.findings_of_this_boot().await?) == Health::Critical {
             let message = "health is critical already, and the device would go back at once; see `nemosctl health`";
             return Err(Error::new(ErrorKind::NotSupported, message));
         }
@@ -178,7 +178,7 @@ impl Service {
     pub async fn failed_trial(&self) -> Option<Tried> {
         let state = self.desk.state().await.ok()?;
         let trial = state.running_trial()?;
-        let findings = self.findings().await.ok()?;
+        let findings = self.findings_of_this_boot().await.ok()?;
         (verdict(&findings) == Health::Critical).then(|| trial.tried.clone())
     }
 

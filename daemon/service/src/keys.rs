@@ -1,25 +1,26 @@
 //! Changes of the keys: one at a time, and each written down at the desk before the header is touched.
 
+mod forecast;
 mod policy;
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use nemos_api::{Error, ErrorKind};
+use nemos_host::integrity::scrub::header;
 use nemos_host::keys::{
-    ChangeError, Given, Handover, Key, Keys, Memory, Moment, NotFetched, Secret, has_tpm2, next_boot, order,
-    tpm2_tokens, try_slot, unlock, way,
+    ChangeError, Given, Handover, Key, Keys, Memory, Moment, NotFetched, Secret, has_tpm2, order, unlock, way,
 };
 use nemos_host::partitions::Disk;
 use nemos_model::Timestamp;
 use nemos_model::health::Finding;
+use nemos_model::integrity::status::damaged_headers;
 use nemos_model::job::Requester;
 use nemos_model::keys::change::Known;
-use nemos_model::keys::forecast::Tried;
 use nemos_model::keys::policy::Step;
-use nemos_model::keys::{Boot, Forecast, KeyslotId, Policy, Provider, Refused, Slot, forecast};
+use nemos_model::keys::{Boot, KeyslotId, Policy, Provider, Refused, Slot};
 use nemos_model::overlay::LOWER_MOUNT;
 use nemos_model::partitions::Partition;
 use nemos_model::stack::Observed;
@@ -27,49 +28,25 @@ use nemos_model::state::DeviceState;
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, oneshot};
 use tokio::task::spawn_blocking;
-use tracing::{debug, warn};
+use tracing::warn;
 
 use crate::bus::Service;
-
-/// How long health goes by a forecast. The ESP, the firmware's variables and what is plugged in are changed by others, who do not
-/// say so.
-const FORESEES: Duration = Duration::from_secs(600);
+pub use forecast::{Foresight, forecast_boot, watch};
+use forecast::{foresee, foreseen};
 
 /// What is known of the keys beyond what their header says.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Keyring {
     /// Held by who changes them.
     alone: Mutex<()>,
     /// What the last forecast was.
-    foreseen: std::sync::Mutex<Option<Forecast>>,
-    /// When health wanted one; the first is made when nemosd starts.
-    wanted: std::sync::Mutex<Instant>,
-}
-
-impl Default for Keyring {
-    fn default() -> Self {
-        Keyring { alone: Mutex::default(), foreseen: std::sync::Mutex::default(), wanted: Instant::now().into() }
-    }
+    foresight: Foresight,
 }
 
 impl Keyring {
-    /// Whether health goes by a forecast that is old. True once: whoever asks makes the next.
-    fn is_due(&self) -> bool {
-        let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_old = wanted.elapsed() >= FORESEES;
-        if is_old {
-            *wanted = Instant::now();
-        }
-        is_old
-    }
-
     /// What health says of the next boot, as far as it was tried.
     pub fn finding(&self) -> Option<Finding> {
-        self.foreseen().as_ref().and_then(Forecast::finding)
-    }
-
-    fn foreseen(&self) -> MutexGuard<'_, Option<Forecast>> {
-        self.foreseen.lock().unwrap_or_else(PoisonError::into_inner)
+        self.foresight.finding()
     }
 }
 
@@ -179,7 +156,8 @@ async fn remove_now(service: &Arc<Service>, slot: KeyslotId, by: Requester) -> R
     work(service, move |place, known, memory| {
         let change = known.remove(slot, by, at)?;
         // What was recorded once may not open it any more.
-        if !foreseen(place, known.slots).spares(slot) {
+        let (forecast, tried) = foreseen(place, known.slots);
+        if !forecast.spares(slot, &tried) {
             return Err(Refused::LastKey(slot).into());
         }
         place.remove(memory, &change).map_err(|error| not_changed(&error))
@@ -191,15 +169,20 @@ async fn remove_now(service: &Arc<Service>, slot: KeyslotId, by: Requester) -> R
 pub async fn settle(service: &Arc<Service>) {
     let boot = service.desk.boot_id().await.ok();
     let now = service.desk.now();
+    let seen = service.desk.seen().await.ok();
+    let asked = seen.and_then(|seen| Some(seen.report.as_ref()?.somebody_was_asked)).unwrap_or_default();
     let settled = work(service, move |place, known, memory| {
         let opened = known.slots.iter().find(|slot| Some(slot.id) == known.opened_by);
         let provider = opened.and_then(Slot::provider);
-        let untried = provider.map(|provider| provider.leaves_untried(&order(Path::new(LOWER_MOUNT))));
+        let untried = provider.map(|provider| provider.leaves_untried(&order(Path::new(LOWER_MOUNT)), asked));
         let untried = untried.unwrap_or_default();
         let boot = boot.as_deref().zip(known.opened_by);
         let boot = boot.map(|(id, opened_by)| Boot { id, opened_by, untried: &untried });
-        opened.map_or(Ok(()), |slot| place.opened_boot(slot, now)).map_err(|error| not_changed(&error))?;
-        place.settle(memory, boot.as_ref()).map_err(|error| not_changed(&error))
+        place.settle(memory, boot.as_ref()).map_err(|error| not_changed(&error))?;
+        if let Some(Err(error)) = opened.map(|slot| place.opened_boot(slot, now)) {
+            warn!("that a recovery key was used is not recorded: {error}");
+        }
+        Ok(())
     });
     match settled.await {
         Ok(()) => {
@@ -211,28 +194,6 @@ pub async fn settle(service: &Arc<Service>) {
     }
 }
 
-/// Tries what the next boot will try, and looks at what it will measure.
-pub async fn forecast_boot(service: &Arc<Service>) -> Result<Forecast, Error> {
-    let forecast = work(service, |place, known, _| Ok(foreseen(place, known.slots))).await?;
-    *service.keys.foreseen() = Some(forecast.clone());
-    Ok(forecast)
-}
-
-/// Does so behind, if the last forecast is old.
-pub fn foresee_at_times(service: &Arc<Service>) {
-    if service.keys.is_due() {
-        let behind = Arc::clone(service);
-        tokio::spawn(async move { foresee(&behind).await });
-    }
-}
-
-/// The same, for health alone.
-async fn foresee(service: &Arc<Service>) {
-    if let Err(error) = forecast_boot(service).await {
-        debug!("no forecast of the next boot: {error}");
-    }
-}
-
 /// Works on the volume's keys, on a thread that may block.
 async fn work<T: Send + 'static>(
     service: &Arc<Service>,
@@ -241,8 +202,15 @@ async fn work<T: Send + 'static>(
     let _alone = service.keys.alone.lock().await;
     let seen = service.desk.seen().await?;
     let memory = Desk { service: Arc::clone(service), runtime: Handle::current() };
+    let (integrity, at) = (Arc::clone(&service.integrity), service.desk.now());
     let done = spawn_blocking(move || {
         let (partition, slots) = volume(&seen)?;
+        // libcryptsetup repairs a copy of the header that is damaged, and says nothing.
+        let damaged = header::damaged(&partition).unwrap_or_default();
+        let sightings = damaged_headers(&damaged, seen.report.as_ref(), at);
+        if !sightings.is_empty() {
+            integrity.see(&sightings, None);
+        }
         let opened_by = seen.report.as_ref().and_then(|report| report.opened_by(&slots));
         let state = Path::new(Partition::State.mount_point().unwrap_or_default());
         work(Keys { partition: &partition, state }, Known { slots: &slots, opened_by }, &memory)
@@ -262,18 +230,6 @@ fn volume(seen: &Observed) -> Result<(PathBuf, Vec<Slot>), Error> {
     let partition = disk.partition(Partition::Root, Duration::ZERO).map_err(|error| failed(&error))?;
     let slots = nemos_host::keys::slots(&partition).map_err(|error: io::Error| failed(&error))?;
     Ok((partition, slots))
-}
-
-/// What the next boot will be like, as far as can be tried.
-fn foreseen(place: Keys<'_>, slots: &[Slot]) -> Forecast {
-    forecast(slots, &tried(place, slots), &tpm2_tokens(place.partition), &next_boot(place.partition))
-}
-
-/// What came of trying each slot.
-fn tried(place: Keys<'_>, slots: &[Slot]) -> Tried {
-    let order = order(Path::new(LOWER_MOUNT));
-    let tries = slots.iter().filter_map(|slot| Some((slot.id, try_slot(place.partition, slot, &order)?)));
-    tries.collect()
 }
 
 /// A key that opens the volume without anybody; rather a secret than what a token keeps, for every program takes that.

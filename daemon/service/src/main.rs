@@ -96,7 +96,7 @@ async fn run() -> anyhow::Result<()> {
                     Err(error) => warn!("no job can become due: {error}"),
                 }
                 notify(&[NotifyState::Watchdog]);
-                keys::foresee_at_times(&service);
+                keys::watch(&service);
                 if let Some(tried) = service.failed_trial().await {
                     reboot::to_go_back(&asking, &tried).await;
                 }

@@ -66,7 +66,8 @@ fn by_answer(partition: &Path, slots: &[Slot], answer: Secret) -> Option<Unlocke
     [Some(answer), meant].into_iter().flatten().find_map(|secret| match try_secret(partition, &secret, None) {
         Ok(slot) => {
             let provider = slots.iter().find(|known| known.id == slot).and_then(Slot::provider);
-            Some(Unlocked { key: Key::Secret(secret), provider: provider.unwrap_or(Provider::Passphrase), slot })
+            let provider = provider.unwrap_or(Provider::Passphrase);
+            Some(Unlocked { key: Key::Secret(secret), provider, slot, was_asked_for: true })
         }
         Err(error) => {
             warn!("{error}");

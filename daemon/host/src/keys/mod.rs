@@ -26,7 +26,7 @@ pub use escrow::{EscrowError, Recipient};
 pub use handover::{Handover, NotFetched};
 pub(crate) use header::{keyslot, open_by_token, pbkdf, record};
 pub use header::{slots, try_key, try_secret};
-pub use next_boot::next_boot;
+pub use next_boot::{Traces, next_boot, traces};
 pub use policy::{PolicyError, order, policy};
 pub use secret::{KeyFileError, Secret, SecretError, read_key_file};
 pub use tpm2::{has_tpm2, tpm2_tokens, wait_for_tpm2};

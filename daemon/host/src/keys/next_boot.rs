@@ -35,6 +35,30 @@ pub fn next_boot(partition: &Path) -> NextBoot {
     }
 }
 
+/// What is another once somebody has changed what the next boot measures: seen without reading all of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Traces {
+    /// Sectors that were written to the ESP since the kernel has known it.
+    written: Option<u64>,
+    /// What is in the variables that Secure Boot decides by.
+    variables: Vec<Vec<u8>>,
+}
+
+/// How it is now, on the disk that has this partition.
+pub fn traces(partition: &Path) -> Traces {
+    let measured = measured(Path::new(LOG)).map(|measured| measured.variables).unwrap_or_default();
+    let variables = measured.iter().map(|variable| value(variable, Path::new(VARIABLES)).unwrap_or_default());
+    Traces { written: esp(partition).ok().and_then(|esp| sectors_written(&esp)), variables: variables.collect() }
+}
+
+/// Source: the kernel's Documentation/block/stat.rst, "write sectors".
+fn sectors_written(device: &Path) -> Option<u64> {
+    const WRITE_SECTORS: usize = 6;
+    let device = fs::canonicalize(device).ok()?;
+    let told = fs::read_to_string(Path::new("/sys/class/block").join(device.file_name()?).join("stat")).ok()?;
+    told.split_whitespace().nth(WRITE_SECTORS)?.parse().ok()
+}
+
 fn unreadable(path: &Path, error: &dyn std::error::Error) -> String {
     format!("{}: {error}", path.display())
 }

@@ -42,7 +42,9 @@ impl Way for Pkcs11 {
             let key = key(Some(pin));
             for slot in &slots {
                 match try_key(partition, &key, Some(slot.id)) {
-                    Ok(slot) => return Some(Unlocked { key, provider: Provider::Pkcs11, slot }),
+                    Ok(slot) => {
+                        return Some(Unlocked { key, provider: Provider::Pkcs11, slot, was_asked_for: true });
+                    }
                     Err(error) => {
                         warn!("{error}");
                         // A token that is given wrong PINs is locked: not once more for each slot.

@@ -34,6 +34,8 @@ pub struct Unlocked {
     pub provider: Provider,
     /// The key slot that it opens.
     pub slot: KeyslotId,
+    /// Whether somebody was asked for it.
+    pub was_asked_for: bool,
 }
 
 /// What is given for a new key.
@@ -151,5 +153,5 @@ pub fn try_slot(partition: &Path, slot: &Slot, order: &[Provider]) -> Option<Res
 fn open(way: &dyn Way, partition: &Path, slot: &Slot, moment: Moment) -> Result<Unlocked, Closed> {
     let key = way.key(slot, moment)?;
     let opened = header::try_key(partition, &key, Some(slot.id)).map_err(|error| way.refusal(&error))?;
-    Ok(Unlocked { key, provider: way.provider(), slot: opened })
+    Ok(Unlocked { key, provider: way.provider(), slot: opened, was_asked_for: false })
 }

@@ -72,11 +72,17 @@ pub fn forecast(slots: &[Slot], tried: &Tried, tokens: &[Tpm2Token], next: &Next
 }
 
 impl Forecast {
-    /// Whether the next boot gets in without the key in that slot: by another one, as far as was tried, or not by this one, either.
-    pub fn spares(&self, slot: KeyslotId) -> bool {
+    /// Whether the key in that slot can go: another one opens the volume now, and another one will, as far as this one does.
+    pub fn spares(&self, slot: KeyslotId, tried: &Tried) -> bool {
+        let opens = |way: &Way| !matches!(tried.get(&way.slot), None | Some(Err(Closed::Locked(_))));
+        let will_open = |way: &Way| way.outlook != Outlook::LockedOut;
+        self.has_another(slot, opens) && self.has_another(slot, will_open)
+    }
+
+    /// Whether it is so with another way, or not with that one, either.
+    fn has_another(&self, slot: KeyslotId, is_so: impl Fn(&Way) -> bool) -> bool {
         let (own, others): (Vec<&Way>, Vec<&Way>) = self.ways.iter().partition(|way| way.slot == slot);
-        let is_way_in = |ways: &[&Way]| ways.iter().any(|way| way.outlook != Outlook::LockedOut);
-        is_way_in(&others) || !is_way_in(&own)
+        others.into_iter().any(&is_so) || !own.into_iter().any(is_so)
     }
 
     /// What health says of it: a way that should need nobody and does not work any more, or that there is none at all.
@@ -211,13 +217,15 @@ mod tests {
         let fails = |slot: &Slot| (slot.id, Err(Closed::Locked("the stick is not there".to_owned())));
         let [demo, typed, stick] = &slots;
         let typed = (typed.id, Err(Closed::NeedsSomebody("somebody types it".to_owned())));
-        let two =
-            forecast(&[slots[0].clone(), slots[2].clone()], &Tried::from([opens(demo), fails(stick)]), &[], &same());
-        assert!(!two.spares(demo.id) && two.spares(stick.id));
-        let all = forecast(&slots, &Tried::from([opens(demo), typed.clone(), fails(stick)]), &[], &same());
-        assert!(slots.iter().all(|slot| all.spares(slot.id)));
-        let left = forecast(&slots[1..], &Tried::from([typed, fails(stick)]), &[], &same());
-        assert!(!left.spares(slots[1].id) && left.spares(stick.id));
+        let spared = |tried: &[(KeyslotId, Result<Provider, Closed>)]| {
+            let tried: Tried = tried.iter().cloned().collect();
+            let there: Vec<Slot> = slots.iter().filter(|slot| tried.contains_key(&slot.id)).cloned().collect();
+            let told = forecast(&there, &tried, &[], &same());
+            tried.keys().copied().filter(|slot| told.spares(*slot, &tried)).collect::<Vec<_>>()
+        };
+        assert_eq!(spared(&[opens(demo), fails(stick)]), [stick.id]);
+        assert_eq!(spared(&[opens(demo), typed.clone(), fails(stick)]), [demo.id, typed.0, stick.id]);
+        assert_eq!(spared(&[typed, fails(stick)]), [stick.id]);
     }
 
     #[test]
@@ -230,7 +238,10 @@ mod tests {
         let refused = NextBoot { image: KernelImage::Refused("it is not signed".into()), ..same() };
         let told = forecast(&slots, &tried, &[], &refused);
         assert_eq!(told.outlook, Outlook::LockedOut);
-        assert!(told.spares(slots[0].id), "it is not by its keys that it does not start");
+        assert!(slots.iter().all(|slot| told.spares(slot.id, &tried)), "it is not by its keys that it does not start");
+        let only = Tried::from([(slots[0].id, Ok(Provider::DemoKey))]);
+        let told_of_it = forecast(&slots, &only, &[], &refused);
+        assert!(!told_of_it.spares(slots[0].id, &only), "once it starts again, nothing else opens it");
         assert!(told.ways.iter().all(|way| way.why.ends_with("on the ESP: it is not signed")), "{told:?}");
         assert_eq!(told.finding().unwrap().health, Health::Critical);
         let foreign = forecast(&slots, &tried, &[], &NextBoot { is_foreign: true, ..same() });

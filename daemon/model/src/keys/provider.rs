@@ -27,10 +27,10 @@ impl Provider {
         matches!(self, Provider::Passphrase | Provider::RecoveryKey)
     }
 
-    /// Those that a boot does not come to that this one opens, in the order in which it tries them. Where somebody may have been
-    /// asked, all others were tried before.
-    pub fn leaves_untried(self, order: &[Provider]) -> Vec<Provider> {
-        if self.needs_somebody() || self == Provider::Pkcs11 {
+    /// Those that a boot does not come to that this one opens, in the order in which it tries them. Where somebody was asked, all
+    /// others were tried before.
+    pub fn leaves_untried(self, order: &[Provider], somebody_was_asked: bool) -> Vec<Provider> {
+        if somebody_was_asked {
             return Vec::new();
         }
         order.iter().copied().skip_while(|tried| *tried != self).skip(1).collect()
@@ -59,10 +59,9 @@ mod tests {
     #[test]
     fn a_boot_that_asked_somebody_had_tried_all_others() {
         use Provider::{DemoKey, KeyFile, Passphrase, Pkcs11, RecoveryKey, Tpm2};
-        assert_eq!(KeyFile.leaves_untried(Provider::ALL), [DemoKey, Passphrase, RecoveryKey]);
-        assert_eq!(Tpm2.leaves_untried(&[Passphrase, Tpm2, KeyFile]), [KeyFile]);
-        for asked in [Passphrase, RecoveryKey, Pkcs11] {
-            assert_eq!(asked.leaves_untried(Provider::ALL), []);
-        }
+        assert_eq!(KeyFile.leaves_untried(Provider::ALL, false), [DemoKey, Passphrase, RecoveryKey]);
+        assert_eq!(Tpm2.leaves_untried(&[Passphrase, Tpm2, KeyFile], false), [KeyFile]);
+        assert_eq!(Pkcs11.leaves_untried(&[Pkcs11, KeyFile], false), [KeyFile], "a token without a PIN");
+        assert_eq!(Pkcs11.leaves_untried(&[Pkcs11, KeyFile], true), []);
     }
 }

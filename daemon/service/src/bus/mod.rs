@@ -46,10 +46,16 @@ pub struct Service {
 impl Service {
     /// Everything that is not as it should be.
     pub async fn findings(&self) -> Result<Vec<Finding>, Error> {
+        let mut findings = self.findings_of_this_boot().await?;
+        findings.extend(self.keys.finding());
+        Ok(findings)
+    }
+
+    /// The same without what is foreseen of the next boot, which is no fault of what this one tries.
+    pub async fn findings_of_this_boot(&self) -> Result<Vec<Finding>, Error> {
         let mut findings = self.desk.findings().await?;
         let seen = self.desk.seen().await?;
         findings.extend(self.integrity.view().findings(seen.report.as_ref(), self.desk.now()));
-        findings.extend(self.keys.finding());
         findings.extend(self.desk.shadowed().await?);
         Ok(findings)
     }

@@ -499,6 +499,7 @@ fn healthy_storage() -> Observed {
             provider: Some(Provider::DemoKey),
             keyslot: None,
             keyslot_created: None,
+            somebody_was_asked: false,
             unbound: None,
             job: None,
             went_back: None,
