@@ -7,6 +7,7 @@ mod context;
 mod cryptenroll;
 mod demo_key;
 mod escrow;
+mod esp;
 mod handover;
 mod header;
 mod key_file;

@@ -1,24 +1,20 @@
 //! Looks at what the next boot will measure: the variables of Secure Boot, and the kernel's image on the ESP.
 
-use std::fs::{self, File};
-use std::io::{self, Read, Seek as _, SeekFrom};
+use std::fs;
+use std::io::{self, Read, SeekFrom};
 use std::ops::Range;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::Path;
 
 use nemos_model::keys::NextBoot;
 use nemos_model::keys::measured::{LOG, Measured, VARIABLES, Variable};
 use nemos_model::keys::next_boot::{Found, KernelImage, SecureBoot};
-use nemos_model::partitions::Partition;
 use nemos_model::uki::pcr::{self, Digest, INITRD, Key, MEASURED, Signatures};
 use nemos_model::uki::{HEADERS, NotProgram, Program, pkcs7};
-use rustix::fd::OwnedFd;
 use sha2::{Digest as _, Sha256};
 
 use crate::keys::bound;
-use crate::mounts::{open_below, root_of};
+use crate::keys::esp::{Bytes, esp, with_file};
 use crate::overlay::identity;
-use crate::partitions::{Disk, disk_of};
 
 /// What the firmware starts from a disk that it knows nothing else of. Source: UEFI 2.10, 3.5.1.1.
 const REMOVABLE: &str = if cfg!(target_arch = "aarch64") { "EFI/BOOT/BOOTAA64.EFI" } else { "EFI/BOOT/BOOTX64.EFI" };
@@ -94,11 +90,12 @@ fn value(variable: &Variable, folder: &Path) -> Result<Vec<u8>, String> {
 }
 
 fn image(partition: &Path, measured: Result<&Measured, String>, variables: &Path) -> KernelImage {
-    let root = match esp(partition).and_then(|device| root_of(&device, &["vfat"])) {
-        Ok(root) => root,
+    let esp = match esp(partition) {
+        Ok(esp) => esp,
         Err(error) => return KernelImage::Unknown(error),
     };
-    judge(&root, measured, variables).unwrap_or_else(|error| match error {
+    let judged = with_file(&esp, REMOVABLE, |file, length| judge(file, length, measured, variables));
+    judged.unwrap_or_else(|error| match error {
         Unreadable::Program(why) => KernelImage::Refused(why.to_string()),
         Unreadable::Io(error) if error.kind() == io::ErrorKind::NotFound => {
             KernelImage::Refused(format!("there is no {REMOVABLE}"))
@@ -107,23 +104,21 @@ fn image(partition: &Path, measured: Result<&Measured, String>, variables: &Path
     })
 }
 
-fn judge(root: &OwnedFd, measured: Result<&Measured, String>, variables: &Path) -> Result<KernelImage, Unreadable> {
-    let mut file = open_below(root, REMOVABLE)?;
-    let length = file.metadata()?.len();
-    let program = Program::parse(&read(&mut file, 0..length.min(HEADERS as u64))?, length)?;
+fn judge(
+    file: &mut dyn Bytes,
+    length: u64,
+    measured: Result<&Measured, String>,
+    variables: &Path,
+) -> Result<KernelImage, Unreadable> {
+    let program = Program::parse(&read(file, 0..length.min(HEADERS as u64))?, length)?;
     let known = measured.and_then(|measured| {
         let db = measured.trusted().map(|db| value(db, variables)).transpose()?;
         Ok((measured, db.unwrap_or_default()))
     });
     Ok(match known {
-        Ok((measured, db)) => KernelImage::judge(look(&mut file, &program)?, measured, &db),
+        Ok((measured, db)) => KernelImage::judge(look(file, &program)?, measured, &db),
         Err(why) => KernelImage::Unknown(why),
     })
-}
-
-fn esp(partition: &Path) -> Result<PathBuf, String> {
-    let disk = disk_of(partition).ok_or_else(|| format!("no disk has {}", partition.display()))?;
-    Disk::named(&disk.to_string_lossy()).partition(Partition::Esp, Duration::ZERO).map_err(|error| error.to_string())
 }
 
 /// A file that nothing can be said of, or only one thing.
@@ -144,7 +139,7 @@ impl From<NotProgram> for Unreadable {
     }
 }
 
-fn look(file: &mut File, program: &Program) -> Result<Found, Unreadable> {
+fn look(file: &mut dyn Bytes, program: &Program) -> Result<Found, Unreadable> {
     let signature = match program.signature.clone() {
         Some(place) => Some(pkcs7(&read(file, place)?)?.to_vec()),
         None => None,
@@ -154,7 +149,7 @@ fn look(file: &mut File, program: &Program) -> Result<Found, Unreadable> {
 }
 
 /// Whose key signed what a TPM measures of it in the initrd, if anybody's: the one that it brings along.
-fn signed_for_tpm(file: &mut File, program: &Program) -> io::Result<Option<Key>> {
+fn signed_for_tpm(file: &mut dyn Bytes, program: &Program) -> io::Result<Option<Key>> {
     let mut text = |name: &str| {
         let read = program.section(name).map(|place| read(file, place)).transpose()?;
         Ok::<_, io::Error>(read.map(|bytes| String::from_utf8_lossy(&bytes).trim_end_matches('\0').to_owned()))
@@ -174,7 +169,7 @@ fn signed_for_tpm(file: &mut File, program: &Program) -> io::Result<Option<Key>>
 }
 
 /// A part that is small: headers, a signature.
-fn read(file: &mut File, place: Range<u64>) -> io::Result<Vec<u8>> {
+fn read(file: &mut dyn Bytes, place: Range<u64>) -> io::Result<Vec<u8>> {
     /// More than any of them has.
     const LARGEST: u64 = 1 << 20;
     if place.end - place.start > LARGEST {
@@ -182,16 +177,16 @@ fn read(file: &mut File, place: Range<u64>) -> io::Result<Vec<u8>> {
     }
     file.seek(SeekFrom::Start(place.start))?;
     let mut bytes = Vec::new();
-    file.take(place.end - place.start).read_to_end(&mut bytes)?;
+    Read::take(&mut *file, place.end - place.start).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
-fn digest(file: &mut File, places: &[Range<u64>]) -> io::Result<Digest> {
+fn digest(file: &mut dyn Bytes, places: &[Range<u64>]) -> io::Result<Digest> {
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
     for place in places {
         file.seek(SeekFrom::Start(place.start))?;
-        let mut rest = file.take(place.end - place.start);
+        let mut rest = Read::take(&mut *file, place.end - place.start);
         loop {
             match rest.read(&mut buffer)? {
                 0 => break,
