@@ -38,6 +38,21 @@ pub fn a_device_without_its_overlay_header_is_degraded_and_erases_nothing() -> C
     Ok(())
 }
 
+/// libcryptsetup would have mended it in silence.
+pub fn a_damaged_header_is_remembered_before_a_key_is_tried() -> Case {
+    let mut device = Device::running()?;
+    let second: u64 = 16 << 10;
+    let place = second + 5000;
+    device.says(&format!(
+        "printf damaged | dd of=/dev/disk/by-partlabel/p.lxroot bs=1 seek={place} conv=notrunc,fsync status=none"
+    ))?;
+    assert!(damaged_headers(&mut device)?.is_empty());
+    device.says("nemosctl keys forecast")?;
+    assert_eq!(damaged_headers(&mut device)?, [second]);
+    assert!(device.run("nemosctl health")?.stdout.contains("header"), "somebody should look at the disk");
+    Ok(())
+}
+
 /// Where the copies of the overlay's header begin whose damage the ledger has.
 fn damaged_headers(device: &mut Device) -> Result<Vec<u64>, nemos_tests::Failed> {
     let events = device.tells("nemosctl integrity events --json")?;

@@ -106,6 +106,7 @@ fn main() -> ExitCode {
         keys::secrets_are_nowhere_but_in_the_hands_of_who_asked,
         power::a_reset_that_loses_its_power_is_finished_at_the_next_boot,
         damage::a_device_without_its_overlay_header_is_degraded_and_erases_nothing,
+        damage::a_damaged_header_is_remembered_before_a_key_is_tried,
         damage::a_root_with_a_damaged_superblock_is_refused,
         damage::a_root_with_a_damaged_hash_tree_is_refused,
         damage::a_root_with_damaged_files_is_refused,
