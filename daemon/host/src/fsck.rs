@@ -44,16 +44,17 @@ pub fn mount(mount: &Mount<'_>, target: &Path) -> Result<bool, MountError> {
 
 /// Repairs what has errors that were noted, and says whether it could. What needs judgement is used as it is.
 fn repair_noted(device: &Path) -> Result<bool, CommandError> {
-    match preen(device) {
+    let repaired = preen(device);
+    match &repaired {
         Ok(()) => warn!("{} had errors and is repaired", device.display()),
-        // Nobody knows what it is half repaired.
-        Err(error @ CommandError::TooLong { .. }) => return Err(error),
-        Err(error) => {
-            warn!("{} has errors, and is used as it is: {error}", device.display());
+        Err(CommandError::Failed { status, .. }) if status.code().is_some() => {
+            warn!("{} has errors that need judgement, and is used as it is", device.display());
             return Ok(false);
         }
+        // It was ended in the middle: nobody knows what is half repaired.
+        Err(_) => {}
     }
-    Ok(true)
+    repaired.map(|()| true)
 }
 
 /// Whether the kernel has noted that it found errors in it. Source: ext4's on-disk format, `s_magic` at 0x38 and `s_state` at 0x3a.

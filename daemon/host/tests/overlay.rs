@@ -205,6 +205,21 @@ fn what_differs_from_the_image_is_told() {
     assert_eq!(told, expected.map(|(path, what)| (path.to_owned(), what)));
 }
 
+fn what_no_path_leads_to_ends_no_walk() {
+    let joined = Joined::new(|image| fs::create_dir(image.join("var")).unwrap());
+    let mut folder = OwnedFd::from(File::open(joined.path("root/var")).unwrap());
+    let name = "d".repeat(250);
+    for _ in 0..20 {
+        mkdirat(&folder, &name, Mode::RWXU).unwrap();
+        folder = openat(&folder, &name, OFlags::DIRECTORY, Mode::empty()).unwrap();
+    }
+    fs::write(joined.path("root/zzz"), "mine").unwrap();
+    let told = joined.changes(None, usize::MAX);
+    assert!(told.iter().any(|(path, _)| path.len() > 3500), "as far as paths lead, it is told");
+    assert_eq!(told.last().unwrap().0, "zzz", "and what comes behind it");
+    assert!(usage_of(joined.folder.path()).unwrap().changes.entries > 10);
+}
+
 fn changes_are_told_page_by_page() {
     let joined = Joined::new(|_| ());
     for (folder, file) in [("a", "1"), ("a", "2"), ("a.b", "3"), ("b", "4")] {
@@ -226,21 +241,6 @@ fn changes_are_told_page_by_page() {
 }
 
 /// libcryptsetup refuses to resize a LUKS2 volume with integrity: its blocks would have no tags yet. It opens as it is.
-fn what_no_path_leads_to_ends_no_walk() {
-    let joined = Joined::new(|image| fs::create_dir(image.join("var")).unwrap());
-    let mut folder = OwnedFd::from(File::open(joined.path("root/var")).unwrap());
-    let name = "d".repeat(250);
-    for _ in 0..20 {
-        mkdirat(&folder, &name, Mode::RWXU).unwrap();
-        folder = openat(&folder, &name, OFlags::DIRECTORY, Mode::empty()).unwrap();
-    }
-    fs::write(joined.path("root/zzz"), "mine").unwrap();
-    let told = joined.changes(None, usize::MAX);
-    assert!(told.iter().any(|(path, _)| path.len() > 3500), "as far as paths lead, it is told");
-    assert_eq!(told.last().unwrap().0, "zzz", "and what comes behind it");
-    assert!(usage_of(joined.folder.path()).unwrap().changes.entries > 10);
-}
-
 fn a_volume_stays_as_it_is_when_its_partition_grows() {
     let file = tempfile::NamedTempFile::new_in("/run").unwrap();
     file.as_file().set_len(SIZE).unwrap();

@@ -6,6 +6,7 @@ mod policy;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use nemos_api::{Error, ErrorKind};
@@ -15,6 +16,7 @@ use nemos_host::keys::{
 };
 use nemos_host::partitions::Disk;
 use nemos_model::Timestamp;
+use nemos_model::boot::DamagedHeader;
 use nemos_model::health::Finding;
 use nemos_model::integrity::status::damaged_headers;
 use nemos_model::job::Requester;
@@ -205,17 +207,36 @@ async fn work<T: Send + 'static>(
     let (integrity, at) = (Arc::clone(&service.integrity), service.desk.now());
     let done = spawn_blocking(move || {
         let (partition, slots) = volume(&seen)?;
-        // libcryptsetup repairs a copy of the header that is damaged, and says nothing.
-        let damaged = header::damaged(&partition).unwrap_or_default();
-        let sightings = damaged_headers(&damaged, seen.report.as_ref(), at);
-        if !sightings.is_empty() {
-            integrity.see(&sightings, None);
-        }
+        let damaged = damaged_copies(&partition);
         let opened_by = seen.report.as_ref().and_then(|report| report.opened_by(&slots));
         let state = Path::new(Partition::State.mount_point().unwrap_or_default());
-        work(Keys { partition: &partition, state }, Known { slots: &slots, opened_by }, &memory)
+        let done = work(Keys { partition: &partition, state }, Known { slots: &slots, opened_by }, &memory);
+        if !damaged.is_empty() {
+            // libcryptsetup repairs a copy that is damaged, and says nothing.
+            let left = damaged_copies(&partition);
+            let headers = damaged.into_iter().map(|start| DamagedHeader { start, repaired: !left.contains(&start) });
+            integrity.see(&damaged_headers(&headers.collect::<Vec<_>>(), seen.report.as_ref(), at), None);
+        }
+        done
     });
     done.await.unwrap_or_else(|error| Err(Error::new(ErrorKind::Failed, error.to_string())))
+}
+
+/// Where the copies of the header begin that are damaged, and not just being written by somebody.
+fn damaged_copies(partition: &Path) -> Vec<u64> {
+    let look = || {
+        header::damaged(partition).unwrap_or_else(|error| {
+            warn!("the headers on {} cannot be read: {error}", partition.display());
+            Vec::new()
+        })
+    };
+    let mut damaged = look();
+    if !damaged.is_empty() {
+        thread::sleep(Duration::from_millis(200));
+        let still = look();
+        damaged.retain(|start| still.contains(start));
+    }
+    damaged
 }
 
 /// The volume that this boot was opened from, and its key slots.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use fatfs::{FileSystem, FsOptions};
 use nemos_model::partitions::Partition;
+use rustix::fs::{Advice, fadvise};
 
 use crate::mounts::{mounted_at, open_below, root_of};
 use crate::partitions::{Disk, disk_of};
@@ -41,7 +42,10 @@ pub(super) fn with_file<T, E: From<io::Error>>(
         let length = file.metadata()?.len();
         return work(&mut file, length);
     }
-    let file_system = FileSystem::new(Pieces::of(File::open(esp)?), FsOptions::new())?;
+    let device = File::open(esp)?;
+    // What the kernel has kept of it may be older than what somebody has written through a mount.
+    fadvise(&device, 0, None, Advice::DontNeed).map_err(io::Error::from)?;
+    let file_system = FileSystem::new(Pieces::of(device), FsOptions::new())?;
     let mut file = file_system.root_dir().open_file(path)?;
     let length = file.seek(SeekFrom::End(0))?;
     work(&mut file, length)

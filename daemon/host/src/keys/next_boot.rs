@@ -178,7 +178,7 @@ fn read(file: &mut dyn Bytes, place: Range<u64>) -> io::Result<Vec<u8>> {
     file.seek(SeekFrom::Start(place.start))?;
     let mut bytes = Vec::new();
     Read::take(&mut *file, place.end - place.start).read_to_end(&mut bytes)?;
-    Ok(bytes)
+    if bytes.len() as u64 == place.end - place.start { Ok(bytes) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
 }
 
 fn digest(file: &mut dyn Bytes, places: &[Range<u64>]) -> io::Result<Digest> {
@@ -189,6 +189,7 @@ fn digest(file: &mut dyn Bytes, places: &[Range<u64>]) -> io::Result<Digest> {
         let mut rest = Read::take(&mut *file, place.end - place.start);
         loop {
             match rest.read(&mut buffer)? {
+                0 if rest.limit() > 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
                 0 => break,
                 length => hash.update(&buffer[..length]),
             }

@@ -199,7 +199,8 @@ pub(super) fn note_base(folder: &Path, lower: &Path, copied: Option<Noted<'_>>) 
     Ok(())
 }
 
-/// Gives what is whole its place, in one step; what was there has the other's then. If it fails, nothing has happened.
+/// Gives what is whole its place, in one step; what was there has the other's then. If it fails, it has not happened, or else the
+/// journal says so.
 pub(super) fn put(volume: &Path, new: &Path, place: &Path, is_there: bool) -> Result<(), ConfigurationError> {
     write_through(volume)?;
     let how = if is_there { RenameFlags::EXCHANGE } else { RenameFlags::NOREPLACE };

@@ -184,12 +184,11 @@ fn switch(step: Step, job: &Job, work: &Work<'_>, volume: &Path) -> Result<(), S
     let name = || job.configuration.as_ref().ok_or(StepError::NoConfiguration);
     let done = match step {
         Step::Save => {
+            let (name, image) = (name()?, image(work.lower));
+            let about = About::new(image, work.root_hash, job.requested_at, Some(job.id));
             // What is saved knows what it was made on, which may be an older image than the one that saves it.
-            if let Err(error) = shadow::note_image(volume, work.lower, work.root_hash) {
-                warn!("which changes hide something of this image is not known: {error}");
-            }
-            let about = About::new(image(work.lower), work.root_hash, job.requested_at, Some(job.id));
-            configuration::save(volume, work.lower, name()?, job.replace, &about)
+            let noted = shadow::note_image(volume, work.lower, work.root_hash).map_err(ConfigurationError::from);
+            noted.and_then(|_| configuration::save(volume, work.lower, name, job.replace, &about))
         }
         Step::Apply => configuration::apply(volume, work.lower, name()?, job.id, job.within.is_some()),
         _ => configuration::go_back(volume, job.applied.ok_or(StepError::NoConfiguration)?),

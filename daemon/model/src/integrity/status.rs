@@ -195,27 +195,24 @@ impl Known<'_> {
 /// What nemos-initrd saw of the overlay's headers in this boot, as long as nobody was told.
 pub fn headers_at_boot(known: Known<'_>, booted: Timestamp, now: Timestamp) -> Vec<Sighting> {
     let Some(report) = known.report else { return Vec::new() };
-    let sighting = |header: &DamagedHeader| {
-        let kind = if header.repaired { Kind::Corrected } else { Kind::Corrupted };
-        let place = header_at(header.start, kind, known.report);
-        Sighting { place, source: Source::Status, finder: Finder::Boot, at: now }
-    };
+    let sighting = |header: &DamagedHeader| damaged_header(header, known.report, Finder::Boot, now);
     let is_known = |sighting: &Sighting| {
         known.events.iter().any(|event| event.place == sighting.place && event.last_seen >= booted)
     };
     report.headers.iter().map(sighting).filter(|sighting| !is_known(sighting)).collect()
 }
 
-/// Copies of the overlay's header that begin there and are damaged now, as somebody came across them.
-pub fn damaged_headers(starts: &[u64], report: Option<&BootReport>, now: Timestamp) -> Vec<Sighting> {
-    let place = |start: &u64| header_at(*start, Kind::Corrupted, report);
-    let sighting = |place| Sighting { place, source: Source::Status, finder: Finder::Read, at: now };
-    starts.iter().map(place).map(sighting).collect()
+/// Copies of the overlay's header that somebody came across while the system runs.
+pub fn damaged_headers(headers: &[DamagedHeader], report: Option<&BootReport>, now: Timestamp) -> Vec<Sighting> {
+    headers.iter().map(|header| damaged_header(header, report, Finder::Read, now)).collect()
 }
 
-fn header_at(start: u64, kind: Kind, report: Option<&BootReport>) -> Place {
+fn damaged_header(header: &DamagedHeader, report: Option<&BootReport>, finder: Finder, now: Timestamp) -> Sighting {
     let volume = Volume::Overlay;
-    Place { volume, incarnation: volume.incarnation(report), kind, area: Area::Header, start: Some(start) }
+    let kind = if header.repaired { Kind::Corrected } else { Kind::Corrupted };
+    let (incarnation, start) = (volume.incarnation(report), Some(header.start));
+    let place = Place { volume, incarnation, kind, area: Area::Header, start };
+    Sighting { place, source: Source::Status, finder, at: now }
 }
 
 /// What the status of what is under dm-verity tells beyond the events: that there was damage in this boot whose reports are

@@ -28,7 +28,7 @@ impl Provider {
     }
 
     /// Those that a boot does not come to that this one opens, in the order in which it tries them. Where somebody was asked, all
-    /// others were tried before.
+    /// that need nobody were tried before.
     pub fn leaves_untried(self, order: &[Provider], somebody_was_asked: bool) -> Vec<Provider> {
         if somebody_was_asked {
             return Vec::new();

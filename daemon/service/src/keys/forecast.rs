@@ -77,7 +77,10 @@ impl Foresight {
                 known.changes.acted_on = Some(went_by.clone());
             }
             Err(error) if error.kind == ErrorKind::NotSupported => known.last = None,
-            Err(error) => known.last = Some(Err(error.message.clone())),
+            Err(error) => {
+                known.last = Some(Err(error.message.clone()));
+                known.changes.acted_on = None;
+            }
         });
     }
 
