@@ -6,12 +6,14 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use rustix::fs::{StatVfsMountFlags, statvfs};
 use rustix::io::{FdFlags, dup, fcntl_setfd};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use tempfile::TempDir;
 
 use crate::init::{self, Shared};
@@ -88,12 +90,24 @@ fn start(shared: &Shared, output: &OwnedFd, console: File) -> Result<Child> {
         .stdin(Stdio::piped())
         .stderr(console.try_clone()?)
         .stdout(console);
+    stay_on_one_processor().context("cannot choose a processor for the test machine")?;
     kernel.spawn().map_err(|error| match error.kind() {
         ErrorKind::NotFound => anyhow!(
             "these tests need device-mapper, and get it from User-Mode Linux, which is not here: apt-get install user-mode-linux"
         ),
         _ => anyhow!("cannot start {KERNEL}: {error}"),
     })
+}
+
+/// Has this thread, and what it starts, run on one processor; the next thread that calls has the next one. A machine and the
+/// processes in it take turns, system call by system call, and waking each other on another processor takes longer than the call.
+fn stay_on_one_processor() -> rustix::io::Result<()> {
+    static MACHINES: AtomicUsize = AtomicUsize::new(0);
+    let allowed = sched_getaffinity(None)?;
+    let processors: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|processor| allowed.is_set(*processor)).collect();
+    let mut one = CpuSet::new();
+    one.set(processors[MACHINES.fetch_add(1, Ordering::Relaxed) % processors.len()]);
+    sched_setaffinity(None, &one)
 }
 
 /// Our standard output under a number that a child inherits.
