@@ -229,8 +229,31 @@ impl BootReport {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// Of a boot of which nothing else is known.
+    pub(crate) fn report() -> BootReport {
+        BootReport {
+            version: REPORT_VERSION,
+            disk: "/dev/vda".into(),
+            root_hash: HASH.parse().unwrap(),
+            preloaded_hash: None,
+            mode: Mode::Persistent,
+            volume: None,
+            volume_built: false,
+            provider: None,
+            keyslot: None,
+            keyslot_created: None,
+            somebody_was_asked: false,
+            unbound: None,
+            job: None,
+            went_back: None,
+            headers: Vec::new(),
+            repaired: Vec::new(),
+            degraded: Vec::new(),
+        }
+    }
 
     const HASH: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 

@@ -165,33 +165,15 @@ pub fn verdict(findings: &[Finding]) -> Health {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::boot::{BootReport, REPORT_VERSION};
+    use crate::boot::BootReport;
+    use crate::boot::tests::report;
     use crate::overlay::LUKS_MAPPING;
-    use crate::overlay::Mode;
     use crate::stack::{SeenMapping, SeenMount, SeenPartition};
 
     #[test]
     fn a_volume_that_came_with_the_image_is_no_secret() {
         let told = |volume_built| {
-            let report = BootReport {
-                version: REPORT_VERSION,
-                disk: "/dev/vda".into(),
-                root_hash: "0123456789abcdef".repeat(4).parse().unwrap(),
-                preloaded_hash: None,
-                mode: Mode::Persistent,
-                volume: None,
-                volume_built,
-                provider: None,
-                keyslot: None,
-                keyslot_created: None,
-                somebody_was_asked: false,
-                unbound: None,
-                job: None,
-                went_back: None,
-                headers: Vec::new(),
-                repaired: Vec::new(),
-                degraded: Vec::new(),
-            };
+            let report = BootReport { volume_built, ..report() };
             let findings = findings(&Observed { report: Some(report), ..Observed::default() }, Ok(None));
             findings.iter().any(|finding| finding.health == Health::Warning && finding.message.contains("volume key"))
         };

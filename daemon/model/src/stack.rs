@@ -341,7 +341,7 @@ impl Layer {
 mod tests {
     use super::*;
     use crate::Timestamp;
-    use crate::boot::REPORT_VERSION;
+    use crate::boot::tests::report;
     use crate::keys::Record;
 
     fn mount(target: &str, source: &str, fs_type: &str) -> SeenMount {
@@ -432,23 +432,11 @@ mod tests {
     /// A boot that the demo key opened, in slot 0 of a volume of this device's, or of one that came with the image.
     fn opened_by_the_demo_key(volume_built: bool, keyslots: Vec<Slot>) -> Observed {
         let report = BootReport {
-            version: REPORT_VERSION,
-            disk: "/dev/vda".into(),
-            root_hash: "0123456789abcdef".repeat(4).parse().unwrap(),
-            preloaded_hash: None,
-            mode: Mode::Persistent,
-            volume: None,
             volume_built,
             provider: Some(Provider::DemoKey),
             keyslot: Some(0.try_into().unwrap()),
             keyslot_created: (!volume_built).then_some(Timestamp(7)),
-            somebody_was_asked: false,
-            unbound: None,
-            job: None,
-            went_back: None,
-            headers: Vec::new(),
-            repaired: Vec::new(),
-            degraded: Vec::new(),
+            ..report()
         };
         Observed { report: Some(report), keyslots, ..healthy() }
     }
