@@ -22,6 +22,7 @@ use nemos_model::integrity::RootHash;
 use nemos_model::overlay::index::{Entry, FILE, Writer};
 use nemos_rig::{Disk, KernelLog, run};
 use rustix::fs::{Mode, OFlags, mkdirat, openat};
+use rustix::time::{ClockId, clock_gettime};
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
@@ -337,10 +338,21 @@ fn index_of(folder: &Path) -> Vec<u8> {
     writer.finish().unwrap()
 }
 
+/// What is changed from now on has another time than what was changed before. The kernel tells files the time of its last tick,
+/// of which there are a hundred a second, and a boot here takes less.
+fn wait_for_another_time() {
+    let now = || clock_gettime(ClockId::RealtimeCoarse);
+    let before = now();
+    while now() == before {
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
 impl Joined {
     /// A boot of the image that `change` makes of the one before; it has that root hash.
     fn boots(&self, hash: char, change: impl FnOnce(&Path)) -> RootHash {
         let _ = unmount(&self.path("root"));
+        wait_for_another_time();
         let lower = self.path("lower");
         let index = lower.join(FILE);
         let _ = fs::remove_file(&index);
