@@ -50,7 +50,7 @@ pub struct Finding {
 
 const DEMO_KEY: &str = "demo key in use: whoever has the image can open this device's overlay";
 
-const USED_RECOVERY_KEY: &str = "a recovery key was used to open this device, and is known now to whoever typed it: have the device make another (`nemosctl keys recovery create --rotate`)";
+const USED_RECOVERY_KEY: &str = "a recovery key was used, and is known now to whoever typed it: have the device make another (`nemosctl keys recovery create --rotate`)";
 
 /// Percent of a file system in use from which on somebody should make room, and from which on hardly anything fits.
 pub const NEARLY_FULL: u64 = 90;

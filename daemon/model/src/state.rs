@@ -77,6 +77,9 @@ pub struct DeviceState {
     /// The recovery key that was made for the fleet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     sealed: Option<Sealed>,
+    /// The one whose place that takes, for as long as its slot is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sealed_before: Option<Sealed>,
     /// Where changes to the root are to go.
     #[serde(default, skip_serializing_if = "Modes::is_default")]
     modes: Modes,
@@ -135,6 +138,7 @@ impl DeviceState {
             jobs: Vec::new(),
             key_change: None,
             sealed: None,
+            sealed_before: None,
             modes: Modes::default(),
             configuration: ConfigurationName::factory(),
             trial: None,
@@ -341,6 +345,7 @@ impl DeviceState {
                 self.volume = Volume::Erased;
                 self.key_change = None;
                 self.sealed = None;
+                self.sealed_before = None;
                 if !keeps_all {
                     self.modes = Modes::default();
                     self.configuration = ConfigurationName::factory();

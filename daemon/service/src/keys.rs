@@ -22,7 +22,8 @@ use nemos_model::integrity::status::damaged_headers;
 use nemos_model::job::Requester;
 use nemos_model::keys::change::Known;
 use nemos_model::keys::policy::Step;
-use nemos_model::keys::{Boot, KeyslotId, Policy, Provider, Refused, Slot};
+use nemos_model::keys::recovery::Sealed;
+use nemos_model::keys::{Boot, Change, KeyslotId, Policy, Provider, Refused, Slot};
 use nemos_model::overlay::LOWER_MOUNT;
 use nemos_model::partitions::Partition;
 use nemos_model::stack::Observed;
@@ -66,30 +67,61 @@ pub struct Wanted {
     pub delivery: Option<Delivery>,
 }
 
-/// A key on its way to whoever asked for it.
-pub struct Delivery {
-    /// Where they fetch it.
-    pub handover: Handover,
-    /// Told of its slot when it can be fetched.
-    pub ready: oneshot::Sender<KeyslotId>,
+/// To whom a key goes that this device made.
+pub enum Delivery {
+    /// To whoever asked for it.
+    Fetched {
+        /// Where they fetch it.
+        handover: Handover,
+        /// Told of its slot when it can be fetched.
+        ready: oneshot::Sender<KeyslotId>,
+    },
+    /// To the fleet: the device keeps it, sealed.
+    Sealed(String),
 }
 
 impl Delivery {
     /// How long somebody may take to fetch a key. Other changes of the keys wait as long.
     const LIMIT: Duration = Duration::from_secs(30);
 
-    /// Waits until it was fetched. Its reader finds no end before this is dropped.
-    fn deliver(self, slot: KeyslotId) -> Result<Handover, NotFetched> {
-        let Delivery { handover, ready } = self;
-        ready.send(slot).map_err(|_| NotFetched::Gone)?;
-        handover.wait(Delivery::LIMIT)?;
-        Ok(handover)
+    /// Delivers the key of a change, of whose slot these are the others. Whoever fetches it finds no end before what this returns
+    /// is dropped.
+    fn deliver(self, change: &Change, slots: &[Slot], memory: &Desk) -> Result<Option<Handover>, ChangeError> {
+        match (self, change.new_slot()) {
+            (Delivery::Fetched { handover, ready }, Some(slot)) => {
+                ready.send(slot).map_err(|_| NotFetched::Gone)?;
+                handover.wait(Delivery::LIMIT).map_err(ChangeError::from)?;
+                Ok(Some(handover))
+            }
+            (Delivery::Sealed(text), Some(_)) => {
+                let sealed = Sealed { created: change.at, text };
+                memory.change(&mut |state| {
+                    state.seal(sealed.clone(), slots);
+                    Ok(())
+                })?;
+                Ok(None)
+            }
+            (_, None) => Ok(None),
+        }
+    }
+}
+
+/// What the policy wanted when it was asked. Somebody else may be quicker.
+struct Decided {
+    policy: Policy,
+    sealed: Option<Sealed>,
+    step: Step,
+}
+
+impl Decided {
+    fn still_holds(&self, known: &Known<'_>) -> bool {
+        self.policy.next(known, has_tpm2(), self.sealed.as_ref()) == Some(self.step)
     }
 }
 
 /// Adds a key, and gives its slot.
 pub async fn add(service: &Arc<Service>, wanted: Wanted, by: Requester) -> Result<KeyslotId, Error> {
-    let added = add_at(service, wanted, by, service.desk.now(), None).await;
+    let added = add_now(service, wanted, by, None).await;
     foresee(service).await;
     added
 }
@@ -116,34 +148,45 @@ pub async fn add_and_deliver(
     }
 }
 
-/// `decided` is what the policy wanted when it was asked: somebody else may have been quicker.
-async fn add_at(
+async fn add_now(
     service: &Arc<Service>,
     wanted: Wanted,
     by: Requester,
-    at: Timestamp,
-    decided: Option<(Policy, Step)>,
+    decided: Option<Decided>,
 ) -> Result<KeyslotId, Error> {
     let Wanted { provider, rotates, unlock, given, delivery } = wanted;
-    let boot = service.desk.boot_id().await?;
+    let (boot, at) = (service.desk.boot_id().await?, service.desk.now());
     work(service, move |place, known, memory| {
-        if decided.is_some_and(|(policy, step)| policy.next(&known, has_tpm2()) != Some(step)) {
+        if decided.is_some_and(|decided| !decided.still_holds(&known)) {
             return Err(Error::new(ErrorKind::Busy, "the keys were changed by somebody else"));
         }
         let change = if rotates { known.rotate(provider, by, at) } else { known.enroll(provider, by, at) }?;
         let new = way(provider).new_key(given).map_err(|error| not_changed(&error))?;
         let change = change.made_in(boot).at_place(new.place.clone());
+        let is_brought = unlock.is_some();
         let unlock = unlock.map_or_else(|| at_hand(place, known.slots), |secret| Ok(Key::Secret(secret)))?;
         let slot = change.new_slot().ok_or_else(|| Error::new(ErrorKind::Failed, "no key slot is to be added"))?;
         let mut delivered = None;
         let deliver = || {
-            delivered = delivery.map(|delivery| delivery.deliver(slot)).transpose()?;
+            delivered = delivery.map(|delivery| delivery.deliver(&change, known.slots, memory)).transpose()?;
             Ok(())
         };
-        place.add(memory, &change, unlock, &new, deliver).map_err(|error| not_changed(&error))?;
+        let unlocked = place.add(memory, &change, unlock, &new, deliver).map_err(|error| not_changed(&error))?;
+        if is_brought {
+            brought(place, known.slots, unlocked, at);
+        }
         Ok(slot)
     })
     .await
+}
+
+/// Records that somebody brought the key of a slot, if that is to be recorded.
+fn brought(place: Keys<'_>, slots: &[Slot], id: KeyslotId, at: Timestamp) {
+    if let Some(slot) = slots.iter().find(|slot| slot.id == id)
+        && let Err(error) = place.brought(slot, at)
+    {
+        warn!("that the key of slot {id} was used is not recorded: {error}");
+    }
 }
 
 /// Removes the key in a slot.
@@ -181,8 +224,8 @@ pub async fn settle(service: &Arc<Service>) {
         let boot = boot.as_deref().zip(known.opened_by);
         let boot = boot.map(|(id, opened_by)| Boot { id, opened_by, untried: &untried });
         place.settle(memory, boot.as_ref()).map_err(|error| not_changed(&error))?;
-        if let Some(Err(error)) = opened.map(|slot| place.opened_boot(slot, now)) {
-            warn!("that a recovery key was used is not recorded: {error}");
+        if let Some(opened_by) = known.opened_by {
+            brought(place, known.slots, opened_by, now);
         }
         Ok(())
     });

@@ -118,16 +118,16 @@ pub struct Keys<'a> {
 }
 
 impl Keys<'_> {
-    /// Adds the slot of a change that enrols or rotates. When this returns, the slot was seen to open the volume, and `hand_over`
-    /// has given the key to whoever keeps it; if that fails, the slot goes again.
+    /// Adds the slot of a change that enrols or rotates, and gives the one that `unlock` opened. When this returns, the new slot
+    /// was seen to open the volume, and `hand_over` has given the key to whoever keeps it; if that fails, the slot goes again.
     pub fn add(
         &self,
         memory: &impl Memory,
         change: &Change,
         unlock: Key,
         new: &NewKey,
-        hand_over: impl FnOnce() -> Result<(), NotFetched>,
-    ) -> Result<(), ChangeError> {
+        hand_over: impl FnOnce() -> Result<(), ChangeError>,
+    ) -> Result<KeyslotId, ChangeError> {
         let (unlock, unlocks) = self.as_meant(unlock)?;
         if let Key::Secret(secret) = &new.key
             && let Some(slot) = self.opens_secret(secret)?
@@ -136,7 +136,7 @@ impl Keys<'_> {
         }
         memory.change(&mut |state| state.begin_key_change(change.clone()))?;
         let proven = self.add_and_prove(change, &unlock, unlocks, new).and_then(|()| self.destroy_backup());
-        let added = proven.and_then(|()| Ok(hand_over()?));
+        let added = proven.and_then(|()| hand_over());
         if let Err(error) = added {
             self.settle(memory, None).unwrap_or_else(|error| warn!("the next start clears up: {error}"));
             return Err(error);
@@ -144,7 +144,8 @@ impl Keys<'_> {
         memory.change(&mut |state| {
             state.key_proven();
             Ok(())
-        })
+        })?;
+        Ok(unlocks)
     }
 
     /// The key, as it opens a slot, and that slot. An editor, or whoever types it, ends it with a newline, and may leave the dashes of
@@ -210,9 +211,9 @@ impl Keys<'_> {
         })
     }
 
-    /// Records in the header what a key slot that opened this boot has to say for it, if it has.
-    pub fn opened_boot(&self, slot: &Slot, at: Timestamp) -> Result<(), ChangeError> {
-        let Some(record) = slot.opened_boot(at) else { return Ok(()) };
+    /// Records in the header what is to be recorded of a key slot now that somebody brought its key.
+    pub fn brought(&self, slot: &Slot, at: Timestamp) -> Result<(), ChangeError> {
+        let Some(record) = slot.brought(at) else { return Ok(()) };
         Ok(header::record_again(self.partition, slot.id, &record)?)
     }
 

@@ -4,10 +4,12 @@
 //!     demo key alone --> + a key of the TPM --> + a recovery key, sealed --a boot was opened by the TPM--> demo key gone
 //! ```
 //!
-//! Without a TPM the demo key stays, and health says so. Once it is gone, the keys are their owner's, and the policy rests.
+//! Without a TPM the demo key stays, and health says so. Once it is gone, the keys are their owner's, and the policy rests, but
+//! for the recovery key that it had sealed: whoever used that has seen it, and another takes its place.
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::slice;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -15,7 +17,8 @@ use thiserror::Error;
 use crate::keys::Provider;
 use crate::keys::change::Known;
 use crate::keys::measured::SECURE_BOOT_PCR;
-use crate::keys::slot::KeyslotId;
+use crate::keys::recovery::Sealed;
+use crate::keys::slot::{KeyslotId, Slot};
 
 /// Where the policy is in the root; read it below [`LOWER_MOUNT`](crate::overlay::LOWER_MOUNT), which is verified. Without the
 /// file, nothing is to be done.
@@ -71,6 +74,8 @@ pub enum Step {
     EnrollTpm2,
     /// Make a recovery key that only the recipients can read.
     SealRecoveryKey,
+    /// The same, in place of the one that was used.
+    ReplaceRecoveryKey,
     /// Destroy the slot of the demo key.
     RemoveDemoKey(KeyslotId),
 }
@@ -80,6 +85,7 @@ impl fmt::Display for Step {
         f.write_str(match self {
             Step::EnrollTpm2 => "have the TPM keep a key",
             Step::SealRecoveryKey => "seal a recovery key for its recipients",
+            Step::ReplaceRecoveryKey => "seal a recovery key for its recipients, in place of the one that was used",
             Step::RemoveDemoKey(_) => "destroy the demo key",
         })
     }
@@ -128,8 +134,13 @@ impl Policy {
         self.order.iter().chain(others).copied().collect()
     }
 
-    /// What is to be done next on a device with these keys, if anything is, or can be.
-    pub fn next(&self, known: &Known<'_>, has_tpm2: bool) -> Option<Step> {
+    /// What is to be done next on a device with these keys, if anything is, or can be; with the recovery key that was sealed.
+    pub fn next(&self, known: &Known<'_>, has_tpm2: bool, sealed: Option<&Sealed>) -> Option<Step> {
+        let replaces = self.replaces(known, sealed).then_some(Step::ReplaceRecoveryKey);
+        self.towards_the_end_of_the_demo_key(known, has_tpm2).or(replaces)
+    }
+
+    fn towards_the_end_of_the_demo_key(&self, known: &Known<'_>, has_tpm2: bool) -> Option<Step> {
         let of = |provider| known.slots.iter().filter(move |slot| slot.provider() == Some(provider));
         let demo_key = of(Provider::DemoKey).next()?;
         if !has_tpm2 || !self.tpm2 {
@@ -143,6 +154,18 @@ impl Policy {
         }
         let tpm2_opened = of(Provider::Tpm2).any(|slot| known.opened_by == Some(slot.id));
         tpm2_opened.then_some(Step::RemoveDemoKey(demo_key.id))
+    }
+
+    /// Whether the recovery key that was sealed is to be replaced: it was used, and a key that needs nobody has opened this boot,
+    /// so that one is at hand. A recovery key that somebody else had made is theirs.
+    fn replaces(&self, known: &Known<'_>, sealed: Option<&Sealed>) -> bool {
+        let opened_by = known.slots.iter().find(|slot| known.opened_by == Some(slot.id)).and_then(Slot::provider);
+        let mut keys = known.slots.iter().filter(|slot| slot.provider() == Some(Provider::RecoveryKey));
+        let (Some(key), None) = (keys.next(), keys.next()) else { return false };
+        let was_used = key.record().is_some_and(|record| record.used.is_some());
+        let is_sealed = sealed.is_some_and(|sealed| sealed.is_of(slice::from_ref(key)));
+        let is_wanted = self.recovery_key && !self.recipients.is_empty();
+        is_wanted && was_used && is_sealed && opened_by.is_some_and(|provider| !provider.needs_somebody())
     }
 }
 
@@ -168,7 +191,7 @@ mod tests {
 
     fn next(policy: &Policy, providers: &[Provider], opened_by: u32, has_tpm2: bool) -> Option<Step> {
         let slots = slots(providers);
-        policy.next(&Known { slots: &slots, opened_by: opened_by.try_into().ok() }, has_tpm2)
+        policy.next(&Known { slots: &slots, opened_by: opened_by.try_into().ok() }, has_tpm2, None)
     }
 
     #[test]
@@ -189,6 +212,32 @@ mod tests {
         assert_eq!(next(&policy(&["age1fleet"]), &[DemoKey], 0, false), None);
         assert_eq!(next(&policy(&[]), &[DemoKey, Tpm2], 1, true), None);
         assert_eq!(next(&Policy::default(), &[DemoKey], 0, true), None);
+    }
+
+    #[test]
+    fn a_sealed_recovery_key_is_replaced_once_it_was_used() {
+        use Provider::{Passphrase, RecoveryKey, Tpm2};
+        let used = |created| Record { used: Some(Timestamp(9)), ..Record::new(RecoveryKey, Timestamp(created)) };
+        let next = |policy: &Policy, keys: &[Record], opened_by: u32, sealed| {
+            let slots = (0..).zip(keys).map(|(number, record): (u32, &Record)| Slot {
+                id: number.try_into().unwrap(),
+                origin: Origin::Recorded(record.clone()),
+            });
+            let slots: Vec<Slot> = slots.collect();
+            let known = Known { slots: &slots, opened_by: opened_by.try_into().ok() };
+            policy.next(&known, true, Some(&Sealed { created: Timestamp(sealed), text: String::new() }))
+        };
+        let fleet = policy(&["age1fleet"]);
+        let [tpm2, passphrase] = [Tpm2, Passphrase].map(|provider| Record::new(provider, Timestamp(0)));
+        let keys = [tpm2.clone(), used(5), passphrase];
+        assert_eq!(next(&fleet, &keys, 0, 5), Some(Step::ReplaceRecoveryKey));
+        assert_eq!(next(&fleet, &keys, 1, 5), None, "it opened this boot, and nothing is at hand");
+        assert_eq!(next(&fleet, &keys, 2, 5), None, "somebody has typed something");
+        assert_eq!(next(&fleet, &keys, 0, 4), None, "somebody had it made for themselves");
+        assert_eq!(next(&policy(&[]), &keys, 0, 5), None, "the image names no fleet any more");
+        let unused = Record { used: None, ..used(5) };
+        assert_eq!(next(&fleet, &[tpm2.clone(), unused.clone()], 0, 5), None);
+        assert_eq!(next(&fleet, &[tpm2, used(4), unused], 0, 4), None, "that is being done");
     }
 
     #[test]

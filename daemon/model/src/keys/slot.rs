@@ -60,7 +60,7 @@ pub struct Record {
     /// Where its key is, if it is kept elsewhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub place: Option<Place>,
-    /// When somebody brought it to open a boot, if it is a recovery key: whoever did has seen it.
+    /// When somebody brought it, to open a boot or to change the keys, if it is a recovery key: whoever did has seen it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub used: Option<Timestamp>,
 }
@@ -143,8 +143,9 @@ impl Slot {
         }
     }
 
-    /// What is to be recorded of it now that it opened a boot: that a recovery key was used, if that is not recorded yet.
-    pub fn opened_boot(&self, at: Timestamp) -> Option<Record> {
+    /// What is to be recorded of it now that somebody brought its key, or a boot was opened by it: that a recovery key was used,
+    /// if that is not recorded yet.
+    pub fn brought(&self, at: Timestamp) -> Option<Record> {
         let unused = self.record().filter(|record| record.provider == Provider::RecoveryKey && record.used.is_none());
         unused.map(|record| Record { used: Some(at), ..record.clone() })
     }
@@ -298,17 +299,14 @@ mod tests {
     #[test]
     fn a_recovery_key_is_recorded_as_used_once() {
         let slot = |provider| Slot { id: id(3), origin: Origin::Recorded(Record::new(provider, Timestamp(7))) };
-        let used = slot(Provider::RecoveryKey).opened_boot(Timestamp(9)).unwrap();
+        let used = slot(Provider::RecoveryKey).brought(Timestamp(9)).unwrap();
         let metadata = json!({"keyslots": {"3": {}}, "tokens": {"0": used.token(id(3))}});
         let read = slots(&metadata).remove(0);
         assert_eq!(
             read.record(),
             Some(&Record { used: Some(Timestamp(9)), ..Record::new(Provider::RecoveryKey, Timestamp(7)) })
         );
-        assert_eq!(
-            (read.opened_boot(Timestamp(11)), slot(Provider::Passphrase).opened_boot(Timestamp(9))),
-            (None, None)
-        );
+        assert_eq!((read.brought(Timestamp(11)), slot(Provider::Passphrase).brought(Timestamp(9))), (None, None));
     }
 
     #[test]

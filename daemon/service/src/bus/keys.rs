@@ -119,7 +119,7 @@ impl Keys {
     async fn sealed_recovery_key(&self) -> Result<String, Error> {
         let slots = self.service.desk.seen().await?;
         let state = self.service.desk.state().await?;
-        Ok(state.sealed(&slots.keyslots).unwrap_or_default().to_owned())
+        Ok(state.sealed(&slots.keyslots).map(|sealed| sealed.text.clone()).unwrap_or_default())
     }
 
     #[zbus(out_args("slot"))]
@@ -166,7 +166,7 @@ impl Keys {
             let (handover, fetched) = handover.map_err(failed)?;
             let given = Given { secret: Some(secret), ..Given::default() };
             let (ready, is_ready) = oneshot::channel();
-            let delivery = Some(Delivery { handover, ready });
+            let delivery = Some(Delivery::Fetched { handover, ready });
             let wanted = Wanted { provider: Provider::RecoveryKey, rotates: rotate, unlock, given, delivery };
             Ok((keys::add_and_deliver(&self.service, wanted, is_ready, by).await?, fetched.into()))
         };

@@ -7,13 +7,11 @@ use nemos_api::{Error, ErrorKind};
 use nemos_host::keys::{Given, Recipient, Secret, has_tpm2, policy};
 use nemos_model::job::Requester;
 use nemos_model::keys::policy::Step;
-use nemos_model::keys::recovery::Sealed;
 use nemos_model::keys::{KeyslotId, Policy, Provider};
 use nemos_model::overlay::LOWER_MOUNT;
-use nemos_model::state::DeviceState;
 use tracing::{debug, info, warn};
 
-use super::{Wanted, add_at, remove_now, work};
+use super::{Decided, Delivery, Wanted, add_now, remove_now, work};
 use crate::bus::Service;
 
 /// Does what the image's policy of keys still wants, as far as it can be done now. Only when nemosd starts: a recovery key that
@@ -23,53 +21,47 @@ pub(super) async fn pursue(service: &Arc<Service>) {
         Ok(policy) => policy,
         Err(error) => return warn!("the image's policy of keys is not followed: {error}"),
     };
-    while let Some(step) = next_step(service, &policy).await {
-        match take(service, &policy, step).await {
+    while let Some(decided) = next_step(service, &policy).await {
+        let step = decided.step;
+        match take(service, decided).await {
             Ok(slot) => info!("the image's policy of keys: {step}, in key slot {slot}"),
             Err(error) => return warn!("the image's policy of keys wants to {step}, and cannot: {error}"),
         }
     }
 }
 
-async fn next_step(service: &Arc<Service>, policy: &Policy) -> Option<Step> {
-    let policy = policy.clone();
-    let next = work(service, move |_, known, _| Ok(policy.next(&known, has_tpm2())));
+async fn next_step(service: &Arc<Service>, policy: &Policy) -> Option<Decided> {
+    let (policy, state) = (policy.clone(), service.desk.state().await);
+    let next = work(service, move |_, known, _| {
+        let sealed = state?.sealed(known.slots).cloned();
+        let step = policy.next(&known, has_tpm2(), sealed.as_ref());
+        Ok(step.map(|step| Decided { policy, sealed, step }))
+    });
     next.await.unwrap_or_else(|error| {
         debug!("the image's policy of keys is not followed: {error}");
         None
     })
 }
 
-async fn take(service: &Arc<Service>, policy: &Policy, step: Step) -> Result<KeyslotId, Error> {
+async fn take(service: &Arc<Service>, decided: Decided) -> Result<KeyslotId, Error> {
     let by = Requester::policy();
-    match step {
+    let wanted = match decided.step {
         Step::EnrollTpm2 => {
-            let provider = Provider::Tpm2;
-            let wanted = Wanted { provider, rotates: false, unlock: None, given: Given::default(), delivery: None };
-            add_at(service, wanted, by, service.desk.now(), Some((policy.clone(), step))).await
+            Wanted { provider: Provider::Tpm2, rotates: false, unlock: None, given: Given::default(), delivery: None }
         }
-        Step::SealRecoveryKey => {
-            let failed = |error: &dyn std::error::Error| Error::new(ErrorKind::Failed, error.to_string());
-            let recipients = Recipient::parse_all(&policy.recipients).map_err(|error| failed(&error))?;
-            let secret = Secret::new_recovery_key().map_err(|error| failed(&error))?;
-            let sealed = secret.seal(&recipients).map_err(|error| failed(&error))?;
-            let text = String::from_utf8_lossy(sealed.expose()).into_owned();
-            // Before the slot is there: a recovery key that nobody can read is none.
-            let created = service.desk.now();
-            let seal = |state: &mut DeviceState| {
-                state.seal(Sealed { created, text });
-                Ok(())
-            };
-            service.desk.note(seal).await?;
-            let wanted = Wanted {
-                provider: Provider::RecoveryKey,
-                rotates: false,
-                unlock: None,
-                given: Given { secret: Some(secret), ..Given::default() },
-                delivery: None,
-            };
-            add_at(service, wanted, by, created, Some((policy.clone(), step))).await
-        }
-        Step::RemoveDemoKey(slot) => remove_now(service, slot, by).await.map(|()| slot),
-    }
+        Step::SealRecoveryKey => sealed_recovery_key(&decided.policy, false)?,
+        Step::ReplaceRecoveryKey => sealed_recovery_key(&decided.policy, true)?,
+        Step::RemoveDemoKey(slot) => return remove_now(service, slot, by).await.map(|()| slot),
+    };
+    add_now(service, wanted, by, Some(decided)).await
+}
+
+fn sealed_recovery_key(policy: &Policy, rotates: bool) -> Result<Wanted, Error> {
+    let failed = |error: &dyn std::error::Error| Error::new(ErrorKind::Failed, error.to_string());
+    let recipients = Recipient::parse_all(&policy.recipients).map_err(|error| failed(&error))?;
+    let secret = Secret::new_recovery_key().map_err(|error| failed(&error))?;
+    let sealed = secret.seal(&recipients).map_err(|error| failed(&error))?;
+    let delivery = Some(Delivery::Sealed(String::from_utf8_lossy(sealed.expose()).into_owned()));
+    let given = Given { secret: Some(secret), ..Given::default() };
+    Ok(Wanted { provider: Provider::RecoveryKey, rotates, unlock: None, given, delivery })
 }

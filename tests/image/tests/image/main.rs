@@ -129,7 +129,7 @@ fn main() -> ExitCode {
         profiles::a_bootstrapped_image_needs_no_mirror_and_is_the_default_one,
         profiles::a_development_image_needs_no_mirror_and_has_its_tools,
         profiles::a_recipe_of_ones_own_has_its_partition_its_container_and_its_file,
-        profiles::a_recipe_of_ones_own_has_a_recovery_key_sealed_for_its_fleet,
+        profiles::a_recipe_of_ones_own_has_a_recovery_key_sealed_for_its_fleet_and_replaced_when_it_was_used,
         integrity::a_healthy_device_is_silent_through_ten_boots_and_a_power_cut,
         certificate::the_key_in_a_file_outlives_a_reset_and_certifies_it,
         reset::systemds_factory_reset_target_ends_in_the_same_reset,

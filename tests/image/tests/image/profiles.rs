@@ -49,7 +49,7 @@ pub fn a_recipe_of_ones_own_has_its_partition_its_container_and_its_file() -> Ca
     Ok(())
 }
 
-pub fn a_recipe_of_ones_own_has_a_recovery_key_sealed_for_its_fleet() -> Case {
+pub fn a_recipe_of_ones_own_has_a_recovery_key_sealed_for_its_fleet_and_replaced_when_it_was_used() -> Case {
     let fleet = age::x25519::Identity::generate();
     let folder = tempfile::tempdir()?;
     let recipe = format!(
@@ -61,8 +61,11 @@ pub fn a_recipe_of_ones_own_has_a_recovery_key_sealed_for_its_fleet() -> Case {
     let disk = build(&folder, "fleet", &["--recipe", &in_folder(&folder, "fleet.toml")])?;
     let mut device = disk.with_tpm().boots_by_firmware()?;
     device.waits_until("nemosctl keys --json | grep --quiet recovery-key")?;
-    let sealed = device.says("nemosctl keys recovery show")?;
-    let key = String::from_utf8(age::decrypt(&fleet, sealed.as_bytes())?)?;
+    let unsealed = |device: &mut Device| -> Result<String, Failed> {
+        let sealed = device.says("nemosctl keys recovery show")?;
+        Ok(String::from_utf8(age::decrypt(&fleet, sealed.as_bytes())?)?)
+    };
+    let key = unsealed(&mut device)?;
     device.reboots()?;
     device.waits_until("! nemosctl keys --json | grep --quiet demo-key")?;
     assert_eq!(device.run("nemosctl keys forecast")?.status, 0);
@@ -72,6 +75,19 @@ pub fn a_recipe_of_ones_own_has_a_recovery_key_sealed_for_its_fleet() -> Case {
         "printf horse > /run/horse && printf %s {key} | nemosctl keys enroll passphrase --unlock-file - --secret-file /run/horse"
     ))?;
     assert!(added.contains("was seen to open the volume"), "{added}");
+    assert!(device.says("nemosctl health || true")?.contains("a recovery key was used"));
+
+    // Whoever typed it has seen it: the next boot that needs nobody makes another, and the one after that destroys it.
+    device.reboots()?;
+    device.waits_until("[ $(nemosctl keys --json | grep --count recovery-key) = 2 ]")?;
+    let new = unsealed(&mut device)?;
+    device.reboots()?;
+    device.waits_until("[ $(nemosctl keys --json | grep --count recovery-key) = 1 ]")?;
+    assert!(!device.says("nemosctl health || true")?.contains("a recovery key was used"));
+    let unlocks = |key: &str| format!("printf %s {key} | nemosctl keys enroll recovery-key --unlock-file -");
+    let old = device.run(&unlocks(&key))?;
+    assert!(old.stderr.contains("opens none of its key slots"), "{old:?}");
+    device.says(&unlocks(&new))?;
     Ok(())
 }
 
