@@ -35,9 +35,16 @@ pub fn everybody_may_look_and_not_everybody_may_reset() -> Case {
 }
 
 pub fn it_is_hardened() -> Case {
-    let verdict = Device::running()?.says("systemd-analyze security --no-pager nemosd.service | tail -n 1")?;
+    let mut device = Device::running()?;
+    let verdict = device.says("systemd-analyze security --no-pager nemosd.service | tail -n 1")?;
     let exposure = verdict.split_whitespace().find_map(|word| word.parse::<f64>().ok());
     assert!(exposure.is_some_and(|exposure| exposure < 3.0), "{verdict}");
+    let enters = "nsenter --mount --target $(systemctl show --property MainPID --value nemosd)";
+    for folder in ["/etc", "/home", "/run", "/run/nemos/overlay/upper", "/run/systemd/ask-password"] {
+        let writes = device.run(&format!("{enters} touch {folder}/written"))?;
+        assert!(writes.stderr.contains("Read-only file system"), "{folder}: {writes:?}");
+    }
+    device.says(&format!("{enters} touch /var/lib/nemos/written /run/nemos/overlay/configurations/written"))?;
     Ok(())
 }
 
