@@ -11,6 +11,7 @@ use nemos_api::keys::{ForecastRecord, KeyOptions, KeysProxy, SlotRecord, WayReco
 use nemos_model::health::Health;
 use nemos_model::keys::forecast::Outlook;
 use nemos_model::keys::{FilePlace, Place, Provider, TokenUri};
+use rustix::process::{Resource, Rlimit, setrlimit};
 use serde::Serialize;
 use zbus::proxy::CacheProperties;
 use zbus::{Connection, Fd};
@@ -30,7 +31,7 @@ const MAX_SECRET: u64 = 64 << 10;
 struct Key {
     slot: u32,
     provider: String,
-    /// `in-use`, `unconfirmed`, `superseded`, `interrupted`.
+    /// `in-use`, `unconfirmed`, `superseded`, `interrupted`, `unknown`.
     state: String,
     /// ISO 8601 in UTC.
     created: Option<String>,
@@ -81,6 +82,8 @@ struct Escrow {
 
 /// Carries out a command about keys.
 pub async fn run(connection: &Connection, arguments: Arguments, output: Output) -> Result<u8, Failure> {
+    // Secrets pass through its memory.
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }).map_err(io::Error::from)?;
     // What this very command changes has to be asked for each time.
     let proxy = KeysProxy::builder(connection).cache_properties(CacheProperties::No).build().await?;
     match arguments.command.unwrap_or(Command::List) {
@@ -101,7 +104,14 @@ pub async fn run(connection: &Connection, arguments: Arguments, output: Output) 
             if sealed_key.is_empty() {
                 return Err(Failure::NotSealed);
             }
-            output.show(&Escrow { sealed_key }, |escrow| format!("{}\n", escrow.sealed_key.trim_end()))?;
+            output.hand_over(&Escrow { sealed_key }, |escrow| format!("{}\n", escrow.sealed_key.trim_end()))?;
+            Ok(0)
+        }
+        Command::Recovery(Recovery::Acknowledge { file }) => {
+            let unusable = || Failure::Usage(format!("{}: it is no text, as a sealed recovery key is", file.display()));
+            let sealed_key = String::from_utf8(secret_in(&file)?.to_vec()).map_err(|_| unusable())?;
+            proxy.acknowledge_sealed_recovery_key(&sealed_key).await?;
+            output.show(&Escrow { sealed_key }, |_| "the fleet keeps the recovery key of this device\n".to_owned())?;
             Ok(0)
         }
         Command::Remove { slot, yes } => remove(&proxy, slot, yes, output).await,
@@ -121,55 +131,77 @@ async fn add(proxy: &KeysProxy<'_>, new: &NewKey, rotates: bool, output: Output)
     let place = place(proxy, new, rotates).await?;
     let unlock = new.unlock_file.as_deref().map(secret_in).transpose()?.map(|secret| send(&secret)).transpose()?;
     let unlock = unlock.as_ref().map(Fd::from);
-    let added = if is_recovery {
-        let sealed = !new.recipient.is_empty();
-        let recipients = sealed.then(|| new.recipient.clone());
-        let options = KeyOptions { unlock, rotate: Some(rotates), recipients, ..KeyOptions::default() };
-        let before = recovery_keys(proxy).await?;
-        let mut key = Zeroizing::new(String::with_capacity(16 << 10));
-        fs::File::from(OwnedFd::from(proxy.create_recovery_key(options).await?)).read_to_string(&mut key)?;
-        // It ends when nemosd has noted that it was read, or could not.
-        match recovery_keys(proxy).await {
-            Ok(after) if after.is_subset(&before) => return Err(Failure::NotKept),
-            Ok(_) => {}
-            Err(error) => eprintln!("nemosctl: whether the key counts is not known, see `nemosctl keys`: {error}"),
+    if is_recovery {
+        return add_recovery_key(proxy, new, rotates, unlock, output).await;
+    }
+    let mut made = None;
+    let secret = match (&new.secret_file, &place) {
+        (Some(file), Some(_)) => secret_in(file)?,
+        (Some(file), None) => typeable(secret_in(file)?),
+        (None, Some(Place::File(file))) => {
+            made.insert(KeyFile::make(file, rotates && new.path.is_none())?).secret.clone()
         }
-        let (recovery_key, sealed_key) = if sealed { (None, Some(key)) } else { (Some(key), None) };
-        Added { slot: None, place: None, recovery_key, sealed_key, waits: rotates }
-    } else {
-        let mut made = None;
-        let secret = match (&new.secret_file, &place) {
-            (Some(file), Some(_)) => secret_in(file)?,
-            (Some(file), None) => typeable(secret_in(file)?),
-            (None, Some(Place::File(file))) => {
-                made.insert(KeyFile::make(file, rotates && new.path.is_none())?).secret.clone()
-            }
-            (None, None) if new.provider == Provider::Passphrase.name() => typed()?,
-            // Its token makes it.
-            (None, _) => Zeroizing::new(Vec::new()),
-        };
-        let pin = new.pin_file.as_deref().map(secret_in).transpose()?.map(|pin| send(&typeable(pin))).transpose()?;
-        let (pin, place) = (pin.as_ref().map(Fd::from), place.map(|place| place.to_string()));
-        let options = KeyOptions { unlock, place: place.clone(), pin, ..KeyOptions::default() };
-        let secret = send(&secret)?;
-        let call = if rotates {
-            proxy.rotate(&new.provider, options, (&secret).into()).await
-        } else {
-            proxy.enroll(&new.provider, options, (&secret).into()).await
-        };
-        // Unless nobody knows what became of it: then its slot may be there.
-        if let (Err(CallError::Refused(_)), Some(made)) = (&call, made) {
-            made.discard();
-        }
-        Added { slot: Some(call?), place, recovery_key: None, sealed_key: None, waits: rotates }
+        (None, None) if new.provider == Provider::Passphrase.name() => typed()?,
+        // Its token makes it.
+        (None, _) => Zeroizing::new(Vec::new()),
     };
+    let pin = new.pin_file.as_deref().map(secret_in).transpose()?.map(|pin| send(&typeable(pin))).transpose()?;
+    let (pin, place) = (pin.as_ref().map(Fd::from), place.map(|place| place.to_string()));
+    let options = KeyOptions { unlock, place: place.clone(), pin, ..KeyOptions::default() };
+    let secret = send(&secret)?;
+    let call = if rotates {
+        proxy.rotate(&new.provider, options, (&secret).into()).await
+    } else {
+        proxy.enroll(&new.provider, options, (&secret).into()).await
+    };
+    // Unless nobody knows what became of it: then its slot may be there.
+    if let (Err(CallError::Refused(_)), Some(made)) = (&call, made) {
+        made.discard();
+    }
+    let added = Added { slot: Some(call?), place, recovery_key: None, sealed_key: None, waits: rotates };
     output.show(&added, Added::render)?;
     Ok(0)
 }
 
-/// The recovery keys that open the volume: each by its slot, and when that was made.
+/// Has the device make a recovery key, and shows it.
+async fn add_recovery_key(
+    proxy: &KeysProxy<'_>,
+    new: &NewKey,
+    rotates: bool,
+    unlock: Option<Fd<'_>>,
+    output: Output,
+) -> Result<u8, Failure> {
+    let is_sealed = !new.recipient.is_empty();
+    let recipients = is_sealed.then(|| new.recipient.clone());
+    let options = KeyOptions { unlock, rotate: Some(rotates), recipients, ..KeyOptions::default() };
+    let before = recovery_keys(proxy).await?;
+    let mut key = Zeroizing::new(String::with_capacity(16 << 10));
+    fs::File::from(OwnedFd::from(proxy.create_recovery_key(options).await?)).read_to_string(&mut key)?;
+    // It ends when nemosd has noted that it was read, or could not.
+    let after = recovery_keys(proxy).await;
+    if after.as_ref().is_ok_and(|after| after.is_subset(&before)) {
+        return Err(Failure::NotKept);
+    }
+    let (recovery_key, sealed_key) = if is_sealed { (None, Some(key)) } else { (Some(key), None) };
+    let added = Added { slot: None, place: None, recovery_key, sealed_key, waits: rotates };
+    match (output.hand_over(&added, Added::render), after) {
+        (Ok(()), Ok(_)) => Ok(0),
+        (Ok(()), Err(error)) => Err(Failure::MayBeKept(Box::new(error))),
+        (Err(error), after) => {
+            let slot = after.ok().and_then(|after| after.difference(&before).next().map(|(slot, _)| *slot));
+            let is_removed = match slot {
+                Some(slot) => proxy.remove(slot).await.is_ok(),
+                None => false,
+            };
+            Err(if is_removed { Failure::NotShown(error) } else { Failure::NotShownAndThere(error) })
+        }
+    }
+}
+
+/// The recovery keys that are known to open the volume: each by its slot, and when that was made.
 async fn recovery_keys(proxy: &KeysProxy<'_>) -> Result<BTreeSet<(u32, Option<u64>)>, Failure> {
-    let is_one = |slot: &SlotRecord| slot.provider == Provider::RecoveryKey.name() && slot.state != "interrupted";
+    let counts = |state: &str| !matches!(state, "interrupted" | "unknown");
+    let is_one = |slot: &SlotRecord| slot.provider == Provider::RecoveryKey.name() && counts(&slot.state);
     let slots = proxy.slots().await?.into_iter().filter(is_one);
     Ok(slots.map(|slot| (slot.slot, slot.created)).collect())
 }

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::alloc::System;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -10,6 +11,7 @@ use clap::Parser;
 use nemos_api::CallError;
 use thiserror::Error;
 use zbus::Connection;
+use zeroizing_alloc::ZeroAlloc;
 
 use crate::arguments::{Arguments, Command, Overlay, OverlayCommand, Reset, ResetCommand, When};
 use crate::manifest::ManifestError;
@@ -37,6 +39,10 @@ mod table;
 mod text;
 mod usage;
 
+/// Secrets pass through the memory of libraries as well, which do not wipe it.
+#[global_allocator]
+static MEMORY: ZeroAlloc<System> = ZeroAlloc(System);
+
 /// Why a command came to nothing.
 #[derive(Debug, Error)]
 enum Failure {
@@ -57,7 +63,7 @@ enum Failure {
     #[error("{0}")]
     Usage(String),
     #[error(
-        "no recovery key was sealed for a fleet: the image names no recipients, the device has no TPM, or another key took its place"
+        "no recovery key was sealed for a fleet: the image names no recipients, the device has no TPM or has lost its memory, or another key took its place"
     )]
     NotSealed,
     #[error("whether the next boot opens the overlay is not known: {0}")]
@@ -66,6 +72,14 @@ enum Failure {
         "nemosd did not bring it to its end, so the new key opens nothing; `journalctl --unit nemosd` says why, then try again"
     )]
     NotKept,
+    #[error("whether that key counts is not known ({0}): `nemosctl keys` shows its slot if it does")]
+    MayBeKept(Box<Failure>),
+    #[error("the new recovery key cannot be shown ({0}), and is taken back")]
+    NotShown(std::io::Error),
+    #[error(
+        "the new recovery key cannot be shown ({0}), and nobody has it; `nemosctl keys` shows its slot, `nemosctl keys remove` destroys it"
+    )]
+    NotShownAndThere(std::io::Error),
     #[error("{0}")]
     Certificate(#[from] certificate::Failure),
     #[error(transparent)]
@@ -83,6 +97,9 @@ impl Failure {
             | Failure::Declined
             | Failure::NotSealed
             | Failure::NotKept
+            | Failure::MayBeKept(_)
+            | Failure::NotShown(_)
+            | Failure::NotShownAndThere(_)
             | Failure::Unchanged(_)
             | Failure::Content { .. }
             | Failure::Archive(_)

@@ -18,7 +18,16 @@ pub struct Output {
 impl Output {
     /// Shows a value.
     pub fn show<T: Serialize>(self, value: &T, text: impl FnOnce(&T) -> String) -> io::Result<()> {
-        if self.json { print(&format!("{}\n", serde_json::to_string_pretty(value)?)) } else { print(&text(value)) }
+        print(&self.text_of(value, text)?)
+    }
+
+    /// Shows a value that is nowhere else: a reader that has gone is an error.
+    pub fn hand_over<T: Serialize>(self, value: &T, text: impl FnOnce(&T) -> String) -> io::Result<()> {
+        write(&self.text_of(value, text)?)
+    }
+
+    fn text_of<T: Serialize>(self, value: &T, text: impl FnOnce(&T) -> String) -> io::Result<String> {
+        Ok(if self.json { format!("{}\n", serde_json::to_string_pretty(value)?) } else { text(value) })
     }
 }
 
@@ -36,9 +45,14 @@ pub fn agrees() -> io::Result<bool> {
 
 /// Prints text. A reader that has seen enough is no error.
 pub fn print(text: &str) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error),
-        _ => Ok(()),
+    match write(text) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => written,
     }
+}
+
+fn write(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
 }

@@ -10,7 +10,8 @@ use clap::Subcommand;
   nemosctl keys enroll recovery-key              a key to write down, shown once
   nemosctl keys enroll recovery-key --recipient age1... > escrow.age
                                                  one that only the fleet can read (age --decrypt)
-  nemosctl keys recovery show > escrow.age       the one that the image's policy had sealed
+  nemosctl keys recovery show > escrow.age       the one that the image's policy had sealed; once it is kept:
+  nemosctl keys recovery acknowledge escrow.age
   nemosctl keys enroll tpm2                      the boot needs nobody as long as Secure Boot stays as it is
   nemosctl keys enroll key-file --device LABEL=KEYS --path /nemos.key
                                                  a new key in that file, on a USB stick that is mounted now and is
@@ -26,7 +27,8 @@ use clap::Subcommand;
   nemosctl keys forecast                         will the next boot open the overlay by itself?
 
 Exit status: 0 done; 1 refused; 2 wrong usage; 3 nemosd cannot be reached.
-`forecast` exits with 0 if the next boot needs nobody, 1 if somebody has to type something, 2 if nothing known opens it.")]
+`forecast` exits with 0 if the next boot needs nobody, 1 if somebody has to type something, 2 if nothing known opens it, 3 if
+that is not known.")]
 pub struct Keys {
     #[command(subcommand)]
     pub command: Option<KeysCommand>,
@@ -65,12 +67,17 @@ pub enum Recovery {
         /// In place of the one that there is: `keys rotate recovery-key`
         #[arg(long)]
         rotate: bool,
-        /// A key that opens the volume now; not needed as long as the demo key does
+        /// A key that opens the volume now; not needed as long as another does that needs nobody
         #[arg(long, value_name = "FILE")]
         unlock_file: Option<PathBuf>,
     },
     /// Print the one that was made for the fleet, which only its recipients can read: `age --decrypt` opens it
     Show,
+    /// Say that the fleet keeps the one that was made for it; one that it takes the place of, and that was used, then goes
+    Acknowledge {
+        /// What `show` printed, as it is kept; `-` is standard input
+        file: PathBuf,
+    },
 }
 
 #[derive(Debug, Default, clap::Args)]
@@ -94,7 +101,7 @@ pub struct NewKey {
     /// Take the PIN of the token from this file; `-` is standard input. A token that has none needs none
     #[arg(long, value_name = "FILE")]
     pub pin_file: Option<PathBuf>,
-    /// A key that opens the volume now; not needed as long as the demo key does
+    /// A key that opens the volume now; not needed as long as another does that needs nobody
     #[arg(long, value_name = "FILE")]
     pub unlock_file: Option<PathBuf>,
     /// Encrypt a recovery key for this age key (age1...), so that nobody else ever sees it; may be given more than once

@@ -126,7 +126,7 @@ impl From<keys::Refused> for Error {
         let kind = match refusal {
             Refused::OfTheImage => ErrorKind::NotSupported,
             Refused::NoneOf(_) | Refused::NotInUse(_) => ErrorKind::NotFound,
-            Refused::SeveralOf(_) => ErrorKind::InvalidArgument,
+            Refused::SeveralOf(_) | Refused::NotSealed => ErrorKind::InvalidArgument,
             Refused::LastKey(_) => ErrorKind::LastKey,
             Refused::Full => ErrorKind::NoSpace,
             Refused::Unconfirmed(_) | Refused::Interrupted => ErrorKind::Busy,

@@ -3,7 +3,8 @@
 use std::os::fd::OwnedFd;
 
 use nemos_model::keys::forecast::{Forecast, Way};
-use nemos_model::keys::{Change, KeyslotId, Next, Origin, Place, Slot};
+use nemos_model::keys::{KeyslotId, Next, Origin, Place, Slot};
+use nemos_model::state::DeviceState;
 use zbus::{DeserializeDict, Fd, SerializeDict, Type, proxy};
 
 use crate::options::{Dictionary, Options};
@@ -24,7 +25,7 @@ pub trait Keys {
     #[zbus(property(emits_changed_signal = "invalidates"))]
     fn demo_key(&self) -> Result<bool, CallError>;
 
-    /// The recovery key that was made for the fleet when this device began, in the format of age; empty if there is none.
+    /// The newest recovery key that was made for the fleet, in the format of age; empty if there is none.
     #[zbus(property(emits_changed_signal = "invalidates"))]
     fn sealed_recovery_key(&self) -> Result<String, CallError>;
 
@@ -41,6 +42,10 @@ pub trait Keys {
     #[zbus(allow_interactive_auth)]
     fn create_recovery_key(&self, options: KeyOptions<'_>) -> Result<zbus::OwnedFd, CallError>;
 
+    /// The fleet keeps the recovery key that was made for it, which is this one.
+    #[zbus(allow_interactive_auth)]
+    fn acknowledge_sealed_recovery_key(&self, sealed: &str) -> Result<(), CallError>;
+
     /// Removes the key in a slot.
     #[zbus(allow_interactive_auth)]
     fn remove(&self, slot: u32) -> Result<(), CallError>;
@@ -53,7 +58,7 @@ pub trait Keys {
 #[derive(Debug, Default, SerializeDict, Type)]
 #[zbus(signature = "a{sv}")]
 pub struct KeyOptions<'a> {
-    /// A key that opens the volume now; not needed as long as the demo key does.
+    /// A key that opens the volume now; not needed as long as another does that needs nobody.
     pub unlock: Option<Fd<'a>>,
     /// For a key that is kept elsewhere: where, as `LABEL=KEYS:/nemos.key`, or `pkcs11:token=...`.
     pub place: Option<String>,
@@ -116,27 +121,28 @@ pub struct SlotRecord {
     pub place: Option<String>,
     /// When it was made, if this device made it.
     pub created: Option<u64>,
-    /// When somebody brought it to open a boot, if it is a recovery key: whoever did has seen it.
+    /// When somebody brought it, to open a boot or to change the keys, if it is a recovery key: whoever did has seen it.
     pub used: Option<u64>,
-    /// `in-use`, `unconfirmed`, `superseded`, `interrupted`.
+    /// `in-use`, `unconfirmed`, `superseded`, `interrupted`, or `unknown` on a device that has lost its memory.
     pub state: String,
     /// Whether it opened the volume at this boot.
     pub opened_boot: bool,
 }
 
 impl SlotRecord {
-    /// A key slot, with the change that may be about it and the slot that opened this boot.
-    pub fn new(slot: &Slot, change: Option<&Change>, opened_by: Option<KeyslotId>) -> Self {
+    /// A key slot, with what the device remembers, where a change may be about it, and the slot that opened this boot.
+    pub fn new(slot: &Slot, memory: Option<&DeviceState>, opened_by: Option<KeyslotId>) -> Self {
         let provider = match &slot.origin {
             Origin::Recorded(record) => record.provider.name().to_owned(),
             Origin::Foreign(kind) => kind.clone(),
             Origin::Unrecorded => "unknown".to_owned(),
         };
-        let state = match change {
-            Some(change) if change.next() == Next::Destroy(slot.id) => "interrupted",
-            Some(change) if change.new_slot() == Some(slot.id) => "unconfirmed",
-            Some(change) if change.old_slot() == Some(slot.id) => "superseded",
-            _ => "in-use",
+        let state = match memory.map(DeviceState::key_change) {
+            None => "unknown",
+            Some(Some(change)) if change.next() == Next::Destroy(slot.id) => "interrupted",
+            Some(Some(change)) if change.new_slot() == Some(slot.id) => "unconfirmed",
+            Some(Some(change)) if change.old_slot() == Some(slot.id) => "superseded",
+            Some(_) => "in-use",
         };
         SlotRecord {
             slot: slot.id.into(),

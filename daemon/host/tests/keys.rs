@@ -104,7 +104,7 @@ impl Device {
         let change = begin(&known, provider, Requester::image(), Timestamp(7))?;
         let (unlock, new) =
             (Key::Secret(again(unlock)), NewKey { provider, key: Key::Secret(again(new)), place: None });
-        self.keys().add(memory, &change, unlock, &new, || Ok(hand_over()?))?;
+        self.keys().add(memory, &change, unlock, &new, hand_over)?;
         Ok(change.new_slot().unwrap())
     }
 
@@ -204,9 +204,7 @@ fn a_recovery_key_that_was_used_is_known_as_such_until_its_slot_goes() {
     let (device, old, new) = (Device::on(&disk), key(), key());
     let used = device.adds(false, &demo(), &old, &Notes::of(&device)).unwrap();
     for (opened_by, at) in [(id(0), 8), (used, 9), (used, 10)] {
-        let slots = slots(&device.volume).unwrap();
-        let opened = slots.iter().find(|slot| slot.id == opened_by).unwrap();
-        device.keys().brought(opened, Timestamp(at)).unwrap();
+        device.keys().brought(opened_by, Timestamp(at)).unwrap();
     }
     let recorded = || slots(&device.volume).unwrap().iter().map(|slot| slot.record().unwrap().used).collect::<Vec<_>>();
     assert_eq!(recorded(), [None, Some(Timestamp(9))]);

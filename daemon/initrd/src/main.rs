@@ -11,7 +11,14 @@ mod overlay;
 mod reset;
 mod unlock;
 
+use std::alloc::System;
 use std::process::ExitCode;
+
+use zeroizing_alloc::ZeroAlloc;
+
+/// Secrets pass through the memory of libraries as well, which do not wipe it.
+#[global_allocator]
+static MEMORY: ZeroAlloc<System> = ZeroAlloc(System);
 
 fn main() -> ExitCode {
     // Standard error goes to the journal and to the console; both have their own clock.

@@ -74,12 +74,9 @@ pub struct DeviceState {
     /// A change of the key slots that has not come to its end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     key_change: Option<Change>,
-    /// The recovery key that was made for the fleet.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    sealed: Option<Sealed>,
-    /// The one whose place that takes, for as long as its slot is there.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    sealed_before: Option<Sealed>,
+    /// The recovery keys that were made for the fleet, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    sealed: Vec<Sealed>,
     /// Where changes to the root are to go.
     #[serde(default, skip_serializing_if = "Modes::is_default")]
     modes: Modes,
@@ -137,8 +134,7 @@ impl DeviceState {
             volume: Volume::NeverProvisioned,
             jobs: Vec::new(),
             key_change: None,
-            sealed: None,
-            sealed_before: None,
+            sealed: Vec::new(),
             modes: Modes::default(),
             configuration: ConfigurationName::factory(),
             trial: None,
@@ -344,8 +340,7 @@ impl DeviceState {
                 let keeps_all = job.keep_all.is_some();
                 self.volume = Volume::Erased;
                 self.key_change = None;
-                self.sealed = None;
-                self.sealed_before = None;
+                self.sealed.clear();
                 if !keeps_all {
                     self.modes = Modes::default();
                     self.configuration = ConfigurationName::factory();

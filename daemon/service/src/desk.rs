@@ -139,7 +139,8 @@ impl Desk {
         let seen = self.seen().await?;
         let state = self.state().await;
         let last = state.as_ref().map(|state| state.jobs().last()).map_err(|error| error.message.as_str());
-        Ok(findings(&seen, last))
+        let sealed = state.as_ref().ok().and_then(|state| state.sealed(&seen.keyslots).next_back()?.finding());
+        Ok(findings(&seen, last).into_iter().chain(sealed).collect())
     }
 
     /// What a reset would do.

@@ -12,18 +12,15 @@ use std::time::Duration;
 use nemos_api::{Error, ErrorKind};
 use nemos_host::integrity::scrub::header;
 use nemos_host::keys::{
-    ChangeError, Given, Handover, Key, Keys, Memory, Moment, NotFetched, Secret, has_tpm2, order, unlock, way,
+    ChangeError, Given, Handover, Key, Keys, Memory, Moment, NotFetched, Secret, order, unlock, way,
 };
 use nemos_host::partitions::Disk;
-use nemos_model::Timestamp;
 use nemos_model::boot::DamagedHeader;
 use nemos_model::health::Finding;
 use nemos_model::integrity::status::damaged_headers;
 use nemos_model::job::Requester;
 use nemos_model::keys::change::Known;
-use nemos_model::keys::policy::Step;
-use nemos_model::keys::recovery::Sealed;
-use nemos_model::keys::{Boot, Change, KeyslotId, Policy, Provider, Refused, Slot};
+use nemos_model::keys::{Boot, KeyslotId, Provider, Refused, Slot};
 use nemos_model::overlay::LOWER_MOUNT;
 use nemos_model::partitions::Partition;
 use nemos_model::stack::Observed;
@@ -36,6 +33,7 @@ use tracing::warn;
 use crate::bus::Service;
 pub use forecast::{Foresight, forecast_boot, watch};
 use forecast::{foresee, foreseen};
+use policy::Decided;
 
 /// What is known of the keys beyond what their header says.
 #[derive(Debug, Default)]
@@ -76,7 +74,7 @@ pub enum Delivery {
         /// Told of its slot when it can be fetched.
         ready: oneshot::Sender<KeyslotId>,
     },
-    /// To the fleet: the device keeps it, sealed.
+    /// To the fleet, which finds it here, sealed.
     Sealed(String),
 }
 
@@ -84,38 +82,19 @@ impl Delivery {
     /// How long somebody may take to fetch a key. Other changes of the keys wait as long.
     const LIMIT: Duration = Duration::from_secs(30);
 
-    /// Delivers the key of a change, of whose slot these are the others. Whoever fetches it finds no end before what this returns
-    /// is dropped.
-    fn deliver(self, change: &Change, slots: &[Slot], memory: &Desk) -> Result<Option<Handover>, ChangeError> {
-        match (self, change.new_slot()) {
-            (Delivery::Fetched { handover, ready }, Some(slot)) => {
-                ready.send(slot).map_err(|_| NotFetched::Gone)?;
-                handover.wait(Delivery::LIMIT).map_err(ChangeError::from)?;
-                Ok(Some(handover))
-            }
-            (Delivery::Sealed(text), Some(_)) => {
-                let sealed = Sealed { created: change.at, text };
-                memory.change(&mut |state| {
-                    state.seal(sealed.clone(), slots);
-                    Ok(())
-                })?;
-                Ok(None)
-            }
-            (_, None) => Ok(None),
-        }
+    /// Waits until it was fetched, if it is to be. Its reader finds no end before what this returns is dropped.
+    fn deliver(self, slot: KeyslotId) -> Result<Option<Handover>, NotFetched> {
+        let Delivery::Fetched { handover, ready } = self else { return Ok(None) };
+        ready.send(slot).map_err(|_| NotFetched::Gone)?;
+        handover.wait(Delivery::LIMIT)?;
+        Ok(Some(handover))
     }
-}
 
-/// What the policy wanted when it was asked. Somebody else may be quicker.
-struct Decided {
-    policy: Policy,
-    sealed: Option<Sealed>,
-    step: Step,
-}
-
-impl Decided {
-    fn still_holds(&self, known: &Known<'_>) -> bool {
-        self.policy.next(known, has_tpm2(), self.sealed.as_ref()) == Some(self.step)
+    fn sealed(&self) -> Option<String> {
+        match self {
+            Delivery::Sealed(text) => Some(text.clone()),
+            Delivery::Fetched { .. } => None,
+        }
     }
 }
 
@@ -157,48 +136,50 @@ async fn add_now(
     let Wanted { provider, rotates, unlock, given, delivery } = wanted;
     let (boot, at) = (service.desk.boot_id().await?, service.desk.now());
     work(service, move |place, known, memory| {
-        if decided.is_some_and(|decided| !decided.still_holds(&known)) {
-            return Err(Error::new(ErrorKind::Busy, "the keys were changed by somebody else"));
-        }
+        still_holds(decided, &known)?;
         let change = if rotates { known.rotate(provider, by, at) } else { known.enroll(provider, by, at) }?;
         let new = way(provider).new_key(given).map_err(|error| not_changed(&error))?;
         let change = change.made_in(boot).at_place(new.place.clone());
-        let is_brought = unlock.is_some();
+        let change = change.sealed(delivery.as_ref().and_then(Delivery::sealed));
         let unlock = unlock.map_or_else(|| at_hand(place, known.slots), |secret| Ok(Key::Secret(secret)))?;
         let slot = change.new_slot().ok_or_else(|| Error::new(ErrorKind::Failed, "no key slot is to be added"))?;
         let mut delivered = None;
         let deliver = || {
-            delivered = delivery.map(|delivery| delivery.deliver(&change, known.slots, memory)).transpose()?;
+            delivered = delivery.map(|delivery| delivery.deliver(slot)).transpose()?;
             Ok(())
         };
-        let unlocked = place.add(memory, &change, unlock, &new, deliver).map_err(|error| not_changed(&error))?;
-        if is_brought {
-            brought(place, known.slots, unlocked, at);
-        }
+        place.add(memory, &change, unlock, &new, deliver).map_err(|error| not_changed(&error))?;
         Ok(slot)
     })
     .await
 }
 
-/// Records that somebody brought the key of a slot, if that is to be recorded.
-fn brought(place: Keys<'_>, slots: &[Slot], id: KeyslotId, at: Timestamp) {
-    if let Some(slot) = slots.iter().find(|slot| slot.id == id)
-        && let Err(error) = place.brought(slot, at)
-    {
-        warn!("that the key of slot {id} was used is not recorded: {error}");
+/// Refuses what the policy decided if it would not any more.
+fn still_holds(decided: Option<Decided>, known: &Known<'_>) -> Result<(), Error> {
+    match decided {
+        Some(decided) if !decided.still_holds(known) => {
+            Err(Error::new(ErrorKind::Busy, "the keys were changed by somebody else"))
+        }
+        _ => Ok(()),
     }
 }
 
 /// Removes the key in a slot.
 pub async fn remove(service: &Arc<Service>, slot: KeyslotId, by: Requester) -> Result<(), Error> {
-    let removed = remove_now(service, slot, by).await;
+    let removed = remove_now(service, slot, by, None).await;
     foresee(service).await;
     removed
 }
 
-async fn remove_now(service: &Arc<Service>, slot: KeyslotId, by: Requester) -> Result<(), Error> {
+async fn remove_now(
+    service: &Arc<Service>,
+    slot: KeyslotId,
+    by: Requester,
+    decided: Option<Decided>,
+) -> Result<(), Error> {
     let at = service.desk.now();
     work(service, move |place, known, memory| {
+        still_holds(decided, &known)?;
         let change = known.remove(slot, by, at)?;
         // What was recorded once may not open it any more.
         let (forecast, tried) = foreseen(place, known.slots);
@@ -206,6 +187,20 @@ async fn remove_now(service: &Arc<Service>, slot: KeyslotId, by: Requester) -> R
             return Err(Refused::LastKey(slot).into());
         }
         place.remove(memory, &change).map_err(|error| not_changed(&error))
+    })
+    .await
+}
+
+/// Records that the fleet keeps the recovery key that was sealed for it, and gives its slot.
+pub async fn acknowledge_sealed(service: &Arc<Service>, text: String) -> Result<KeyslotId, Error> {
+    work(service, move |_, known, memory| {
+        let mut acknowledged = Err(Refused::NotSealed);
+        let acknowledge = &mut |state: &mut DeviceState| {
+            acknowledged = state.acknowledge_sealed(&text, known.slots);
+            acknowledged.clone().map(drop)
+        };
+        memory.change(acknowledge).map_err(|error| not_changed(&error))?;
+        Ok(acknowledged?)
     })
     .await
 }
@@ -221,13 +216,13 @@ pub async fn settle(service: &Arc<Service>) {
         let provider = opened.and_then(Slot::provider);
         let untried = provider.map(|provider| provider.leaves_untried(&order(Path::new(LOWER_MOUNT)), asked));
         let untried = untried.unwrap_or_default();
+        // It says so in the header, whatever becomes of the rest.
+        if let Some(Err(error)) = known.opened_by.map(|slot| place.brought(slot, now)) {
+            warn!("that a recovery key was used is not recorded: {error}");
+        }
         let boot = boot.as_deref().zip(known.opened_by);
         let boot = boot.map(|(id, opened_by)| Boot { id, opened_by, untried: &untried });
-        place.settle(memory, boot.as_ref()).map_err(|error| not_changed(&error))?;
-        if let Some(opened_by) = known.opened_by {
-            brought(place, known.slots, opened_by, now);
-        }
-        Ok(())
+        place.settle(memory, boot.as_ref()).map_err(|error| not_changed(&error))
     });
     match settled.await {
         Ok(()) => {

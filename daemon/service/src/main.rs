@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::alloc::System;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +26,11 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::warn;
 use zbus::Connection;
 use zbus::connection::Builder;
+use zeroizing_alloc::ZeroAlloc;
+
+/// Secrets pass through the memory of libraries as well, which do not wipe it.
+#[global_allocator]
+static MEMORY: ZeroAlloc<System> = ZeroAlloc(System);
 
 /// The nemos daemon: offers org.nemos.Device1 on the system bus. systemd starts it; it takes no options.
 #[derive(Parser)]

@@ -88,6 +88,12 @@ impl Disk {
         Ok(device)
     }
 
+    /// Switches a device with this disk on, by its firmware, with more words on its kernel's command line, and with credentials.
+    pub fn starts_by_firmware_given(self, words: &str, credentials: Vec<(String, Vec<u8>)>) -> Result<Device, Failed> {
+        let config = Config { append: Some(words.to_owned()), credentials, ..config(self.vm_disk()) };
+        Device::start(self, &config)
+    }
+
     /// Switches a device with this disk on, and waits until it is up.
     pub fn boots(self) -> Result<Device, Failed> {
         let mut device = self.starts()?;

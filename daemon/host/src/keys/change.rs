@@ -27,6 +27,9 @@ pub enum ChangeError {
     /// libcryptsetup refused.
     #[error(transparent)]
     Crypt(#[from] CryptError),
+    /// The header cannot be read.
+    #[error("{0}")]
+    Slots(io::Error),
     /// It must not be.
     #[error(transparent)]
     Refused(#[from] Refused),
@@ -118,17 +121,18 @@ pub struct Keys<'a> {
 }
 
 impl Keys<'_> {
-    /// Adds the slot of a change that enrols or rotates, and gives the one that `unlock` opened. When this returns, the new slot
-    /// was seen to open the volume, and `hand_over` has given the key to whoever keeps it; if that fails, the slot goes again.
+    /// Adds the slot of a change that enrols or rotates. When this returns, the slot was seen to open the volume, and `hand_over`
+    /// has given the key to whoever keeps it; if that fails, the slot goes again.
     pub fn add(
         &self,
         memory: &impl Memory,
         change: &Change,
         unlock: Key,
         new: &NewKey,
-        hand_over: impl FnOnce() -> Result<(), ChangeError>,
-    ) -> Result<KeyslotId, ChangeError> {
+        hand_over: impl FnOnce() -> Result<(), NotFetched>,
+    ) -> Result<(), ChangeError> {
         let (unlock, unlocks) = self.as_meant(unlock)?;
+        self.brought(unlocks, change.at)?;
         if let Key::Secret(secret) = &new.key
             && let Some(slot) = self.opens_secret(secret)?
         {
@@ -136,16 +140,22 @@ impl Keys<'_> {
         }
         memory.change(&mut |state| state.begin_key_change(change.clone()))?;
         let proven = self.add_and_prove(change, &unlock, unlocks, new).and_then(|()| self.destroy_backup());
-        let added = proven.and_then(|()| hand_over());
-        if let Err(error) = added {
-            self.settle(memory, None).unwrap_or_else(|error| warn!("the next start clears up: {error}"));
-            return Err(error);
+        let added =
+            proven.and_then(|()| self.slots()).and_then(|slots| hand_over().map(|()| slots).map_err(Into::into));
+        match added {
+            Ok(slots) => memory.change(&mut |state| {
+                state.key_proven(&slots);
+                Ok(())
+            }),
+            Err(error) => {
+                self.settle(memory, None).unwrap_or_else(|error| warn!("the next start clears up: {error}"));
+                Err(error)
+            }
         }
-        memory.change(&mut |state| {
-            state.key_proven();
-            Ok(())
-        })?;
-        Ok(unlocks)
+    }
+
+    fn slots(&self) -> Result<Vec<Slot>, ChangeError> {
+        header::slots(self.partition).map_err(ChangeError::Slots)
     }
 
     /// The key, as it opens a slot, and that slot. An editor, or whoever types it, ends it with a newline, and may leave the dashes of
@@ -211,10 +221,11 @@ impl Keys<'_> {
         })
     }
 
-    /// Records in the header what is to be recorded of a key slot now that somebody brought its key.
-    pub fn brought(&self, slot: &Slot, at: Timestamp) -> Result<(), ChangeError> {
-        let Some(record) = slot.brought(at) else { return Ok(()) };
-        Ok(header::record_again(self.partition, slot.id, &record)?)
+    /// Records in the header that somebody brought the key of a slot, if that is to be recorded.
+    pub fn brought(&self, id: KeyslotId, at: Timestamp) -> Result<(), ChangeError> {
+        let slots = self.slots()?;
+        let record = slots.iter().find(|slot| slot.id == id).and_then(|slot| slot.brought(at));
+        record.map_or(Ok(()), |record| Ok(header::record_again(self.partition, id, &record)?))
     }
 
     /// The slot that a key opens, if it opens one.

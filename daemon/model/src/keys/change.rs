@@ -76,6 +76,9 @@ pub struct Change {
     /// In which boot, by the kernel's name for it: a boot that was opened before the change tells nothing of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub made_in: Option<String>,
+    /// The new key as its fleet reads it, if it is made for one: it is there as soon as the key counts, and no sooner.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealed: Option<String>,
 }
 
 /// A boot whose volume was opened.
@@ -129,6 +132,9 @@ pub enum Refused {
     /// Another change has not ended.
     #[error("another change of the keys was interrupted and has not been cleared up; restart nemosd")]
     Interrupted,
+    /// Not what was sealed.
+    #[error("that is not the recovery key that is sealed for the fleet now; `nemosctl keys recovery show` prints it")]
+    NotSealed,
 }
 
 /// What is known of the ways into the volume.
@@ -164,21 +170,24 @@ impl Known<'_> {
         }
     }
 
+    /// A boot tries the newest of a provider first, and a clock may have gone back.
+    fn newest(&self, provider: Provider, at: Timestamp) -> Timestamp {
+        let slots = self.slots.iter().filter(|slot| slot.provider() == Some(provider));
+        let newest = slots.filter_map(Slot::created).max();
+        newest.map_or(at, |Timestamp(made)| at.max(Timestamp(made + 1)))
+    }
+
     /// Begins with a slot more.
     pub fn enroll(&self, provider: Provider, by: Requester, at: Timestamp) -> Result<Change, Refused> {
         let (provider, new) = (provider.of_a_caller()?, self.free()?);
-        let verb = Verb::Enroll { new };
-        Ok(Change { verb, provider: Some(provider), place: None, stage: Stage::Adding, by, at, made_in: None })
+        Ok(Change::begun(Verb::Enroll { new }, Some(provider), by, self.newest(provider, at)))
     }
 
     /// Begins with a slot in place of the one of that provider.
     pub fn rotate(&self, provider: Provider, by: Requester, at: Timestamp) -> Result<Change, Refused> {
         let (provider, old) = (provider.of_a_caller()?, self.only_one_of(provider)?);
-        // A boot tries the newest first, and a clock may have gone back.
-        let made = self.slot(old).and_then(Slot::created);
-        let at = made.map_or(at, |Timestamp(made)| at.max(Timestamp(made + 1)));
         let verb = Verb::Rotate { new: self.free()?, old };
-        Ok(Change { verb, provider: Some(provider), place: None, stage: Stage::Adding, by, at, made_in: None })
+        Ok(Change::begun(verb, Some(provider), by, self.newest(provider, at)))
     }
 
     /// Begins with a slot less.
@@ -187,12 +196,15 @@ impl Known<'_> {
         if !self.slots.iter().any(|slot| slot.id != old && self.is_way_in(slot)) {
             return Err(Refused::LastKey(old));
         }
-        let verb = Verb::Remove { old };
-        Ok(Change { verb, provider, place: None, stage: Stage::Removing, by, at, made_in: None })
+        Ok(Change { stage: Stage::Removing, ..Change::begun(Verb::Remove { old }, provider, by, at) })
     }
 }
 
 impl Change {
+    const fn begun(verb: Verb, provider: Option<Provider>, by: Requester, at: Timestamp) -> Self {
+        Change { verb, provider, place: None, stage: Stage::Adding, by, at, made_in: None, sealed: None }
+    }
+
     /// The slot that is new.
     pub const fn new_slot(&self) -> Option<KeyslotId> {
         match self.verb {
@@ -235,6 +247,12 @@ impl Change {
     #[must_use]
     pub fn made_in(self, boot: String) -> Change {
         Change { made_in: Some(boot), ..self }
+    }
+
+    /// The same, of a key that is sealed for the fleet so.
+    #[must_use]
+    pub fn sealed(self, sealed: Option<String>) -> Change {
+        Change { sealed, ..self }
     }
 
     /// Whether a boot confirms it: a later one, opened by the new slot, or, of keys that somebody has to type or that are not

@@ -5,11 +5,10 @@
 //! ```
 //!
 //! Without a TPM the demo key stays, and health says so. Once it is gone, the keys are their owner's, and the policy rests, but
-//! for the recovery key that it had sealed: whoever used that has seen it, and another takes its place.
+//! for the recovery key that it had sealed: whoever used that has seen it. Another is sealed, and it goes once the fleet has that.
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::slice;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -74,10 +73,21 @@ pub enum Step {
     EnrollTpm2,
     /// Make a recovery key that only the recipients can read.
     SealRecoveryKey,
-    /// The same, in place of the one that was used.
-    ReplaceRecoveryKey,
     /// Destroy the slot of the demo key.
     RemoveDemoKey(KeyslotId),
+    /// Destroy the slot of a recovery key that was used, and that the fleet has another for.
+    RemoveUsedRecoveryKey(KeyslotId),
+}
+
+/// What the policy goes by, besides the key slots.
+#[derive(Debug, Clone, Default)]
+pub struct Circumstances {
+    /// The device has a TPM 2.0.
+    pub has_tpm2: bool,
+    /// A key opened this boot without anybody, and so is at hand.
+    pub needed_nobody: bool,
+    /// The recovery keys that were sealed for the fleet, and open a slot.
+    pub sealed: Vec<Sealed>,
 }
 
 impl fmt::Display for Step {
@@ -85,8 +95,8 @@ impl fmt::Display for Step {
         f.write_str(match self {
             Step::EnrollTpm2 => "have the TPM keep a key",
             Step::SealRecoveryKey => "seal a recovery key for its recipients",
-            Step::ReplaceRecoveryKey => "seal a recovery key for its recipients, in place of the one that was used",
             Step::RemoveDemoKey(_) => "destroy the demo key",
+            Step::RemoveUsedRecoveryKey(_) => "destroy a recovery key that was used",
         })
     }
 }
@@ -134,13 +144,12 @@ impl Policy {
         self.order.iter().chain(others).copied().collect()
     }
 
-    /// What is to be done next on a device with these keys, if anything is, or can be; with the recovery key that was sealed.
-    pub fn next(&self, known: &Known<'_>, has_tpm2: bool, sealed: Option<&Sealed>) -> Option<Step> {
-        let replaces = self.replaces(known, sealed).then_some(Step::ReplaceRecoveryKey);
-        self.towards_the_end_of_the_demo_key(known, has_tpm2).or(replaces)
+    /// What is to be done next on a device with these keys, if anything is, or can be.
+    pub fn next(&self, known: &Known<'_>, now: &Circumstances) -> Option<Step> {
+        self.for_the_demo_key(known, now.has_tpm2).or_else(|| self.for_a_used_recovery_key(known, now))
     }
 
-    fn towards_the_end_of_the_demo_key(&self, known: &Known<'_>, has_tpm2: bool) -> Option<Step> {
+    fn for_the_demo_key(&self, known: &Known<'_>, has_tpm2: bool) -> Option<Step> {
         let of = |provider| known.slots.iter().filter(move |slot| slot.provider() == Some(provider));
         let demo_key = of(Provider::DemoKey).next()?;
         if !has_tpm2 || !self.tpm2 {
@@ -156,16 +165,17 @@ impl Policy {
         tpm2_opened.then_some(Step::RemoveDemoKey(demo_key.id))
     }
 
-    /// Whether the recovery key that was sealed is to be replaced: it was used, and a key that needs nobody has opened this boot,
-    /// so that one is at hand. A recovery key that somebody else had made is theirs.
-    fn replaces(&self, known: &Known<'_>, sealed: Option<&Sealed>) -> bool {
-        let opened_by = known.slots.iter().find(|slot| known.opened_by == Some(slot.id)).and_then(Slot::provider);
-        let mut keys = known.slots.iter().filter(|slot| slot.provider() == Some(Provider::RecoveryKey));
-        let (Some(key), None) = (keys.next(), keys.next()) else { return false };
-        let was_used = key.record().is_some_and(|record| record.used.is_some());
-        let is_sealed = sealed.is_some_and(|sealed| sealed.is_of(slice::from_ref(key)));
-        let is_wanted = self.recovery_key && !self.recipients.is_empty();
-        is_wanted && was_used && is_sealed && opened_by.is_some_and(|provider| !provider.needs_somebody())
+    /// A recovery key that somebody has had made for themselves is theirs, used or not.
+    fn for_a_used_recovery_key(&self, known: &Known<'_>, now: &Circumstances) -> Option<Step> {
+        let is_wanted = self.recovery_key && !self.recipients.is_empty() && now.needed_nobody;
+        let was_used = |slot: &Slot| slot.record().is_some_and(|record| record.used.is_some());
+        let of_the_fleet = now.sealed.iter().filter_map(|sealed| Some((sealed, sealed.slot(known.slots)?)));
+        let (used, fresh): (Vec<_>, Vec<_>) = of_the_fleet.partition(|(_, slot)| was_used(slot));
+        let (_, used) = used.first().filter(|_| is_wanted)?;
+        match fresh.last() {
+            None => Some(Step::SealRecoveryKey),
+            Some((fresh, _)) => fresh.acknowledged.then_some(Step::RemoveUsedRecoveryKey(used.id)),
+        }
     }
 }
 
@@ -191,7 +201,8 @@ mod tests {
 
     fn next(policy: &Policy, providers: &[Provider], opened_by: u32, has_tpm2: bool) -> Option<Step> {
         let slots = slots(providers);
-        policy.next(&Known { slots: &slots, opened_by: opened_by.try_into().ok() }, has_tpm2, None)
+        let now = Circumstances { has_tpm2, needed_nobody: true, sealed: Vec::new() };
+        policy.next(&Known { slots: &slots, opened_by: opened_by.try_into().ok() }, &now)
     }
 
     #[test]
@@ -215,29 +226,33 @@ mod tests {
     }
 
     #[test]
-    fn a_sealed_recovery_key_is_replaced_once_it_was_used() {
-        use Provider::{Passphrase, RecoveryKey, Tpm2};
-        let used = |created| Record { used: Some(Timestamp(9)), ..Record::new(RecoveryKey, Timestamp(created)) };
-        let next = |policy: &Policy, keys: &[Record], opened_by: u32, sealed| {
-            let slots = (0..).zip(keys).map(|(number, record): (u32, &Record)| Slot {
+    fn a_sealed_recovery_key_that_was_used_goes_once_the_fleet_has_another() {
+        use Provider::{RecoveryKey, Tpm2};
+        let unused = |created| Record::new(RecoveryKey, Timestamp(created));
+        let used = |created| Record { used: Some(Timestamp(9)), ..unused(created) };
+        let sealed = |created, acknowledged| Sealed { created: Timestamp(created), text: String::new(), acknowledged };
+        let next = |policy: &Policy, keys: &[Record], needed_nobody, sealed: &[Sealed]| {
+            let keys = [&[Record::new(Tpm2, Timestamp(0))], keys].concat();
+            let slot = |(number, record): (u32, Record)| Slot {
                 id: number.try_into().unwrap(),
-                origin: Origin::Recorded(record.clone()),
-            });
-            let slots: Vec<Slot> = slots.collect();
-            let known = Known { slots: &slots, opened_by: opened_by.try_into().ok() };
-            policy.next(&known, true, Some(&Sealed { created: Timestamp(sealed), text: String::new() }))
+                origin: Origin::Recorded(record),
+            };
+            let slots: Vec<Slot> = (0..).zip(keys).map(slot).collect();
+            let now = Circumstances { has_tpm2: true, needed_nobody, sealed: sealed.to_vec() };
+            policy.next(&Known { slots: &slots, opened_by: Some(slots[0].id) }, &now)
         };
         let fleet = policy(&["age1fleet"]);
-        let [tpm2, passphrase] = [Tpm2, Passphrase].map(|provider| Record::new(provider, Timestamp(0)));
-        let keys = [tpm2.clone(), used(5), passphrase];
-        assert_eq!(next(&fleet, &keys, 0, 5), Some(Step::ReplaceRecoveryKey));
-        assert_eq!(next(&fleet, &keys, 1, 5), None, "it opened this boot, and nothing is at hand");
-        assert_eq!(next(&fleet, &keys, 2, 5), None, "somebody has typed something");
-        assert_eq!(next(&fleet, &keys, 0, 4), None, "somebody had it made for themselves");
-        assert_eq!(next(&policy(&[]), &keys, 0, 5), None, "the image names no fleet any more");
-        let unused = Record { used: None, ..used(5) };
-        assert_eq!(next(&fleet, &[tpm2.clone(), unused.clone()], 0, 5), None);
-        assert_eq!(next(&fleet, &[tpm2, used(4), unused], 0, 4), None, "that is being done");
+        let old = [sealed(5, true)];
+        assert_eq!(next(&fleet, &[unused(5)], true, &old), None);
+        assert_eq!(next(&fleet, &[used(5)], true, &old), Some(Step::SealRecoveryKey));
+        assert_eq!(next(&fleet, &[used(5)], false, &old), None, "nothing is at hand");
+        assert_eq!(next(&fleet, &[used(4), unused(5)], true, &old), None, "that one is somebody's own");
+        assert_eq!(next(&policy(&[]), &[used(5)], true, &old), None, "the image names no fleet any more");
+        let both = |acknowledged| [sealed(5, true), sealed(7, acknowledged)];
+        assert_eq!(next(&fleet, &[used(5), unused(7)], true, &both(false)), None, "nobody has the new one");
+        let gone = Some(Step::RemoveUsedRecoveryKey(1.try_into().unwrap()));
+        assert_eq!(next(&fleet, &[used(5), unused(7)], true, &both(true)), gone);
+        assert_eq!(next(&fleet, &[used(5)], true, &both(true)), Some(Step::SealRecoveryKey), "the new one was removed");
     }
 
     #[test]

@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use crate::health::{Finding, Health};
 use crate::keys::{Provider, Slot};
 use crate::time::Timestamp;
 
@@ -55,12 +56,23 @@ pub struct Sealed {
     pub created: Timestamp,
     /// It, as age writes it.
     pub text: String,
+    /// Whether the fleet has said that it keeps it. Until then the only copy may be on this device.
+    #[serde(default)]
+    pub acknowledged: bool,
 }
 
 impl Sealed {
-    /// Whether it opens one of these slots.
-    pub fn is_of(&self, slots: &[Slot]) -> bool {
-        slots.iter().any(|slot| slot.provider() == Some(Provider::RecoveryKey) && slot.created() == Some(self.created))
+    /// The one of these slots that it opens.
+    pub fn slot<'a>(&self, slots: &'a [Slot]) -> Option<&'a Slot> {
+        let is_its =
+            |slot: &&Slot| slot.provider() == Some(Provider::RecoveryKey) && slot.created() == Some(self.created);
+        slots.iter().find(is_its)
+    }
+
+    /// What health says of it.
+    pub fn finding(&self) -> Option<Finding> {
+        let message = "as far as this device knows, nobody else has the recovery key that is sealed for its fleet: keep what `nemosctl keys recovery show` prints, and say so (`nemosctl keys recovery acknowledge FILE`)";
+        (!self.acknowledged).then(|| Finding { health: Health::Warning, message: message.to_owned() })
     }
 }
 

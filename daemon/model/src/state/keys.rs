@@ -1,8 +1,8 @@
-//! The change of the key slots, and the recovery key for the fleet.
+//! The change of the key slots, and the recovery keys for the fleet.
 
 use super::DeviceState;
 use crate::keys::recovery::Sealed;
-use crate::keys::{Boot, Change, Refused, Slot};
+use crate::keys::{Boot, Change, KeyslotId, Refused, Slot};
 
 impl DeviceState {
     /// The change of the key slots that has not come to its end.
@@ -17,19 +17,22 @@ impl DeviceState {
         Ok(())
     }
 
-    /// Records that the new slot opens the volume.
-    pub fn key_proven(&mut self) {
-        self.key_change = self.key_change.take().and_then(Change::proven);
+    /// Records that the new slot, which is one of these, opens the volume. What is sealed for the fleet is there from now on.
+    pub fn key_proven(&mut self, slots: &[Slot]) {
+        let Some(mut change) = self.key_change.take() else { return };
+        self.sealed.retain(|sealed| sealed.slot(slots).is_some());
+        let created = change.at;
+        self.sealed.extend(change.sealed.take().map(|text| Sealed { created, text, acknowledged: false }));
+        self.key_change = change.proven();
     }
 
-    /// Records a boot, if that lets a change go on. True if it does.
-    pub fn key_confirmed(&mut self, boot: Option<&Boot<'_>>) -> bool {
+    /// Records a boot, if that lets a change go on.
+    pub fn key_confirmed(&mut self, boot: Option<&Boot<'_>>) {
         let is_confirmed =
             self.key_change.as_ref().zip(boot).is_some_and(|(change, boot)| change.is_confirmed_by(boot));
         if is_confirmed {
             self.key_change = self.key_change.take().map(Change::confirmed);
         }
-        is_confirmed
     }
 
     /// Records that the change has come to its end, or was taken back.
@@ -37,17 +40,18 @@ impl DeviceState {
         self.key_change = None;
     }
 
-    /// Takes in a recovery key for the fleet before its slot counts: no slot is ever there that nobody can open. These slots
-    /// were there before.
-    pub fn seal(&mut self, sealed: Sealed, slots: &[Slot]) {
-        let before = [self.sealed.replace(sealed), self.sealed_before.take()];
-        self.sealed_before = before.into_iter().flatten().find(|before| before.is_of(slots));
+    /// The recovery keys that were made for the fleet and open one of these slots, oldest first.
+    pub fn sealed<'a>(&'a self, slots: &'a [Slot]) -> impl DoubleEndedIterator<Item = &'a Sealed> {
+        self.sealed.iter().filter(|sealed| sealed.slot(slots).is_some())
     }
 
-    /// The recovery key that was made for the fleet, if it opens one of these slots; the newer one while it takes the place of
-    /// another.
-    pub fn sealed(&self, slots: &[Slot]) -> Option<&Sealed> {
-        self.sealed.iter().chain(&self.sealed_before).find(|sealed| sealed.is_of(slots))
+    /// Records that the fleet keeps the newest of them, which is this one; gives its slot.
+    pub fn acknowledge_sealed(&mut self, text: &str, slots: &[Slot]) -> Result<KeyslotId, Refused> {
+        let newest = self.sealed.iter_mut().filter_map(|sealed| Some((sealed.slot(slots)?.id, sealed))).next_back();
+        let (slot, sealed) =
+            newest.filter(|(_, sealed)| sealed.text.trim() == text.trim()).ok_or(Refused::NotSealed)?;
+        sealed.acknowledged = true;
+        Ok(slot)
     }
 }
 
@@ -55,6 +59,8 @@ impl DeviceState {
 mod tests {
     use super::*;
     use crate::Timestamp;
+    use crate::job::Requester;
+    use crate::keys::change::Known;
     use crate::keys::{Origin, Provider, Record};
 
     fn recovery_keys(made: &[u64]) -> Vec<Slot> {
@@ -62,25 +68,48 @@ mod tests {
         (0..).zip(made).map(|(id, made): (u32, _)| Slot { id: id.try_into().unwrap(), origin: record(made) }).collect()
     }
 
+    fn begins(state: &mut DeviceState, at: u64, slots: &[u64]) {
+        let slots = recovery_keys(slots);
+        let known = Known { slots: &slots, opened_by: None };
+        let change = known.enroll(Provider::RecoveryKey, Requester::policy(), Timestamp(at)).unwrap();
+        assert_eq!(change.at, Timestamp(at));
+        state.begin_key_change(change.sealed(Some(format!("made at {at}")))).unwrap();
+    }
+
+    fn newest(state: &DeviceState, slots: &[u64]) -> Option<String> {
+        state.sealed(&recovery_keys(slots)).next_back().map(|sealed| sealed.text.clone())
+    }
+
     #[test]
-    fn the_fleet_reads_the_recovery_key_that_there_is_wherever_its_replacement_ends() {
+    fn what_is_sealed_is_there_when_its_key_counts_and_as_long_as_its_slot_is() {
         let mut state = DeviceState::shipped();
-        let seal = |state: &mut DeviceState, made: u64, slots: &[u64]| {
-            state.seal(Sealed { created: Timestamp(made), text: made.to_string() }, &recovery_keys(slots));
-        };
-        let told = |state: &DeviceState, slots: &[u64]| state.sealed(&recovery_keys(slots)).map(|key| key.text.clone());
-        seal(&mut state, 1, &[]);
-        assert_eq!((told(&state, &[]), told(&state, &[1])), (None, Some("1".into())));
-        // Twice the power goes before the new one counts.
-        for made in [2, 3] {
-            seal(&mut state, made, &[1]);
-            assert_eq!(told(&state, &[1]), Some("1".into()), "the new slot is taken back");
-            assert_eq!(told(&state, &[1, made]), Some(made.to_string()));
+        begins(&mut state, 1, &[]);
+        assert_eq!(newest(&state, &[1]), None, "the power may go, and its slot then goes");
+        state.key_change_ended();
+        begins(&mut state, 2, &[]);
+        state.key_proven(&recovery_keys(&[2]));
+        begins(&mut state, 3, &[2]);
+        assert_eq!(newest(&state, &[2, 3]), Some("made at 2".into()));
+        state.key_proven(&recovery_keys(&[2, 3]));
+        assert_eq!(newest(&state, &[2, 3]), Some("made at 3".into()));
+        assert_eq!(newest(&state, &[2]), Some("made at 2".into()), "somebody has removed the new one");
+        assert_eq!(newest(&state, &[]), None);
+    }
+
+    #[test]
+    fn the_fleet_acknowledges_the_one_that_there_is_and_no_other() {
+        let mut state = DeviceState::shipped();
+        for (at, slots) in [(2, &[2][..]), (3, &[2, 3])] {
+            begins(&mut state, at, &slots[..slots.len() - 1]);
+            state.key_proven(&recovery_keys(slots));
         }
-        seal(&mut state, 4, &[3]);
-        assert_eq!(
-            (told(&state, &[1]), told(&state, &[3]), told(&state, &[4])),
-            (None, Some("3".into()), Some("4".into()))
-        );
+        let slots = recovery_keys(&[2, 3]);
+        for other in ["made at 2", "", "anything"] {
+            assert_eq!(state.acknowledge_sealed(other, &slots), Err(Refused::NotSealed));
+        }
+        assert_eq!(state.acknowledge_sealed("made at 3\n", &slots), Ok(1.try_into().unwrap()));
+        let acknowledged: Vec<bool> = state.sealed(&slots).map(|sealed| sealed.acknowledged).collect();
+        assert_eq!(acknowledged, [false, true]);
+        assert_eq!(state.acknowledge_sealed("made at 3", &recovery_keys(&[2])), Err(Refused::NotSealed));
     }
 }

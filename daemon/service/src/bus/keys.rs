@@ -105,9 +105,8 @@ impl Keys {
     async fn slots(&self) -> Result<Vec<SlotRecord>, Error> {
         let seen = self.service.desk.seen().await?;
         let state = self.service.desk.state().await.ok();
-        let change = state.as_ref().and_then(|state| state.key_change());
         let opened_by = seen.opened_by();
-        Ok(seen.keyslots.iter().map(|slot| SlotRecord::new(slot, change, opened_by)).collect())
+        Ok(seen.keyslots.iter().map(|slot| SlotRecord::new(slot, state.as_ref(), opened_by)).collect())
     }
 
     #[zbus(property(emits_changed_signal = "invalidates"))]
@@ -117,9 +116,10 @@ impl Keys {
 
     #[zbus(property(emits_changed_signal = "invalidates"))]
     async fn sealed_recovery_key(&self) -> Result<String, Error> {
-        let slots = self.service.desk.seen().await?;
+        let seen = self.service.desk.seen().await?;
         let state = self.service.desk.state().await?;
-        Ok(state.sealed(&slots.keyslots).map(|sealed| sealed.text.clone()).unwrap_or_default())
+        let newest = state.sealed(&seen.keyslots).next_back();
+        Ok(newest.map(|sealed| sealed.text.clone()).unwrap_or_default())
     }
 
     #[zbus(out_args("slot"))]
@@ -170,6 +170,15 @@ impl Keys {
             let wanted = Wanted { provider: Provider::RecoveryKey, rotates: rotate, unlock, given, delivery };
             Ok((keys::add_and_deliver(&self.service, wanted, is_ready, by).await?, fetched.into()))
         };
+        self.on_request(&call, action::KEYS_RECOVERY, work).await
+    }
+
+    async fn acknowledge_sealed_recovery_key(
+        &self,
+        sealed: String,
+        #[zbus(header)] call: Header<'_>,
+    ) -> Result<(), Error> {
+        let work = async |_| Ok((keys::acknowledge_sealed(&self.service, sealed).await?, ()));
         self.on_request(&call, action::KEYS_RECOVERY, work).await
     }
 

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use nemos_api::{Error, ErrorKind};
 use nemos_host::keys::{Given, Recipient, Secret, has_tpm2, policy};
 use nemos_model::job::Requester;
-use nemos_model::keys::policy::Step;
+use nemos_model::keys::change::Known;
+use nemos_model::keys::policy::{Circumstances, Step};
 use nemos_model::keys::{KeyslotId, Policy, Provider};
 use nemos_model::overlay::LOWER_MOUNT;
 use tracing::{debug, info, warn};
 
-use super::{Decided, Delivery, Wanted, add_now, remove_now, work};
+use super::{Delivery, Wanted, add_now, remove_now, work};
 use crate::bus::Service;
 
 /// Does what the image's policy of keys still wants, as far as it can be done now. Only when nemosd starts: a recovery key that
@@ -31,16 +32,31 @@ pub(super) async fn pursue(service: &Arc<Service>) {
 }
 
 async fn next_step(service: &Arc<Service>, policy: &Policy) -> Option<Decided> {
-    let (policy, state) = (policy.clone(), service.desk.state().await);
+    let (policy, state, seen) = (policy.clone(), service.desk.state().await, service.desk.seen().await);
     let next = work(service, move |_, known, _| {
-        let sealed = state?.sealed(known.slots).cloned();
-        let step = policy.next(&known, has_tpm2(), sealed.as_ref());
-        Ok(step.map(|step| Decided { policy, sealed, step }))
+        let needed_nobody = seen?.report.as_ref().is_some_and(|report| !report.somebody_was_asked);
+        let sealed = state?.sealed(known.slots).cloned().collect();
+        let now = Circumstances { has_tpm2: has_tpm2(), needed_nobody, sealed };
+        let step = policy.next(&known, &now);
+        Ok(step.map(|step| Decided { policy, now, step }))
     });
     next.await.unwrap_or_else(|error| {
         debug!("the image's policy of keys is not followed: {error}");
         None
     })
+}
+
+/// What the policy wanted when it was asked. Somebody else may be quicker.
+pub(super) struct Decided {
+    policy: Policy,
+    now: Circumstances,
+    step: Step,
+}
+
+impl Decided {
+    pub(super) fn still_holds(&self, known: &Known<'_>) -> bool {
+        self.policy.next(known, &self.now) == Some(self.step)
+    }
 }
 
 async fn take(service: &Arc<Service>, decided: Decided) -> Result<KeyslotId, Error> {
@@ -49,19 +65,20 @@ async fn take(service: &Arc<Service>, decided: Decided) -> Result<KeyslotId, Err
         Step::EnrollTpm2 => {
             Wanted { provider: Provider::Tpm2, rotates: false, unlock: None, given: Given::default(), delivery: None }
         }
-        Step::SealRecoveryKey => sealed_recovery_key(&decided.policy, false)?,
-        Step::ReplaceRecoveryKey => sealed_recovery_key(&decided.policy, true)?,
-        Step::RemoveDemoKey(slot) => return remove_now(service, slot, by).await.map(|()| slot),
+        Step::SealRecoveryKey => sealed_recovery_key(&decided.policy)?,
+        Step::RemoveDemoKey(slot) | Step::RemoveUsedRecoveryKey(slot) => {
+            return remove_now(service, slot, by, Some(decided)).await.map(|()| slot);
+        }
     };
     add_now(service, wanted, by, Some(decided)).await
 }
 
-fn sealed_recovery_key(policy: &Policy, rotates: bool) -> Result<Wanted, Error> {
+fn sealed_recovery_key(policy: &Policy) -> Result<Wanted, Error> {
     let failed = |error: &dyn std::error::Error| Error::new(ErrorKind::Failed, error.to_string());
     let recipients = Recipient::parse_all(&policy.recipients).map_err(|error| failed(&error))?;
     let secret = Secret::new_recovery_key().map_err(|error| failed(&error))?;
     let sealed = secret.seal(&recipients).map_err(|error| failed(&error))?;
     let delivery = Some(Delivery::Sealed(String::from_utf8_lossy(sealed.expose()).into_owned()));
     let given = Given { secret: Some(secret), ..Given::default() };
-    Ok(Wanted { provider: Provider::RecoveryKey, rotates, unlock: None, given, delivery })
+    Ok(Wanted { provider: Provider::RecoveryKey, rotates: false, unlock: None, given, delivery })
 }

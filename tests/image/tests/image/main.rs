@@ -16,6 +16,7 @@ mod integrity;
 mod kernel_log;
 mod keys;
 mod overlay;
+mod pkcs11;
 mod power;
 mod profiles;
 mod provision;
@@ -130,6 +131,7 @@ fn main() -> ExitCode {
         profiles::a_development_image_needs_no_mirror_and_has_its_tools,
         profiles::a_recipe_of_ones_own_has_its_partition_its_container_and_its_file,
         profiles::a_recipe_of_ones_own_has_a_recovery_key_sealed_for_its_fleet_and_replaced_when_it_was_used,
+        pkcs11::a_token_opens_the_device_when_somebody_types_its_pin_or_the_machine_gives_it,
         integrity::a_healthy_device_is_silent_through_ten_boots_and_a_power_cut,
         certificate::the_key_in_a_file_outlives_a_reset_and_certifies_it,
         reset::systemds_factory_reset_target_ends_in_the_same_reset,

@@ -61,6 +61,7 @@ pub fn a_recipe_of_ones_own_has_a_recovery_key_sealed_for_its_fleet_and_replaced
     let disk = build(&folder, "fleet", &["--recipe", &in_folder(&folder, "fleet.toml")])?;
     let mut device = disk.with_tpm().boots_by_firmware()?;
     device.waits_until("nemosctl keys --json | grep --quiet recovery-key")?;
+    assert!(device.says("nemosctl health || true")?.contains("nobody else has the recovery key"));
     let unsealed = |device: &mut Device| -> Result<String, Failed> {
         let sealed = device.says("nemosctl keys recovery show")?;
         Ok(String::from_utf8(age::decrypt(&fleet, sealed.as_bytes())?)?)
@@ -77,13 +78,26 @@ pub fn a_recipe_of_ones_own_has_a_recovery_key_sealed_for_its_fleet_and_replaced
     assert!(added.contains("was seen to open the volume"), "{added}");
     assert!(device.says("nemosctl health || true")?.contains("a recovery key was used"));
 
-    // Whoever typed it has seen it: the next boot that needs nobody makes another, and the one after that destroys it.
+    // Whoever typed it has seen it: a boot that needs nobody makes another, and one that goes as soon as the fleet has that.
+    let there_are = |number: u32| format!("[ $(nemosctl keys --json | grep --count recovery-key) = {number} ]");
     device.reboots()?;
-    device.waits_until("[ $(nemosctl keys --json | grep --count recovery-key) = 2 ]")?;
+    device.waits_until(&there_are(2))?;
     let new = unsealed(&mut device)?;
+    let old = device.run("echo another | nemosctl keys recovery acknowledge -")?;
+    assert!(old.status == 1 && old.stderr.contains("that is not the recovery key"), "{old:?}");
     device.reboots()?;
-    device.waits_until("[ $(nemosctl keys --json | grep --count recovery-key) = 1 ]")?;
-    assert!(!device.says("nemosctl health || true")?.contains("a recovery key was used"));
+    let health = device.says("nemosctl health || true")?;
+    assert!(
+        health.contains("nobody else has the recovery key") && health.contains("a recovery key was used"),
+        "{health}"
+    );
+    device.says(
+        "nemosctl keys recovery show > /home/escrow.age && nemosctl keys recovery acknowledge /home/escrow.age",
+    )?;
+    device.reboots()?;
+    device.waits_until(&there_are(1))?;
+    let health = device.says("nemosctl health || true")?;
+    assert!(!health.contains("recovery key"), "{health}");
     let unlocks = |key: &str| format!("printf %s {key} | nemosctl keys enroll recovery-key --unlock-file -");
     let old = device.run(&unlocks(&key))?;
     assert!(old.stderr.contains("opens none of its key slots"), "{old:?}");
@@ -113,7 +127,7 @@ fn built_from_an_archive(profile: &str) -> Result<(Device, TempDir), Failed> {
 }
 
 /// Builds an image with the package that is in the image under test, and gives a new device's disk of it.
-fn build(folder: &TempDir, name: &str, arguments: &[&str]) -> Result<Disk, Failed> {
+pub fn build(folder: &TempDir, name: &str, arguments: &[&str]) -> Result<Disk, Failed> {
     let (output, cache) = (in_folder(folder, "out"), in_folder(folder, "cache"));
     let package = package()?.to_string_lossy().into_owned();
     let common = ["build", "--output", &output, "--cache", &cache, "--package", &package];
@@ -128,7 +142,8 @@ fn package() -> Result<PathBuf, Failed> {
     package.ok_or_else(|| "there is no nemos.deb next to the image's folder: use tests/run.sh".into())
 }
 
-fn in_folder(folder: &TempDir, name: &str) -> String {
+/// The path of a file in the folder.
+pub fn in_folder(folder: &TempDir, name: &str) -> String {
     folder.path().join(name).to_string_lossy().into_owned()
 }
 
