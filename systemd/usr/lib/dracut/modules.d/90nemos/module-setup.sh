@@ -45,6 +45,14 @@ installkernel() {
     done
 }
 
+# dracut goes on without what it cannot find, and the device would not come up.
+must() {
+    "$@" || {
+        dfatal "the initrd lacks what it must have: $*"
+        exit 1
+    }
+}
+
 # A key that a PKCS#11 token keeps: systemd's plugin, and the modules that the image has for p11-kit, if it has any.
 install_pkcs11() {
     local file module modules=/usr/share/p11-kit/modules
@@ -53,42 +61,42 @@ install_pkcs11() {
         if [ ! -e "$file" ] || [ "${file##*/}" = p11-kit-trust.module ]; then continue; fi
         module=$(sed -n 's/^module: *//p' "$file")
         case $module in
-            /*) inst_library "$module" ;;
-            *) inst_libdir_file "pkcs11/$module" ;;
+            /*) must inst "$module" ;;
+            *) must inst_libdir_file "pkcs11/$module" ;;
         esac
-        inst_simple "$file"
+        must inst_simple "$file"
     done
     # OP-TEE's comes without a word to p11-kit.
     for file in /usr/lib/*/libckteec.so.0; do
         [ -e "$file" ] || continue
-        inst_library "$file"
+        must inst "$file"
         mkdir -p "$initdir$modules"
         echo "module: $file" > "$initdir$modules/ckteec.module"
     done
     if [ -d "$initdir$modules" ]; then
-        inst_libdir_file "cryptsetup/libcryptsetup-token-systemd-pkcs11.so" "libp11-kit.so.*"
+        must inst_libdir_file "cryptsetup/libcryptsetup-token-systemd-pkcs11.so" "libp11-kit.so.*"
     fi
 }
 
 install() {
-    inst_multiple mkfs.xfs mkfs.ext4 mke2fs e2fsck dmsetup blkid modprobe kmod mount umount cp sleep echo sync
-    inst_simple /etc/mke2fs.conf
+    must inst_multiple mkfs.xfs mkfs.ext4 mke2fs e2fsck dmsetup blkid modprobe kmod mount umount cp sleep echo sync
+    must inst_simple /etc/mke2fs.conf
 
     inst_rules 55-dm.rules 60-persistent-storage-dm.rules 95-dm-notify.rules
 
     # The builder adds the program behind a cached initrd, so that a new program costs no new run of dracut. Its libraries
     # must be in here without it: veritysetup brings libcryptsetup and all that libcryptsetup needs.
-    inst_multiple veritysetup
-    inst_libdir_file "libgcc_s.so.*"
+    must inst_multiple veritysetup
+    must inst_libdir_file "libgcc_s.so.*"
     inst_multiple -o /usr/lib/nemos/nemos-initrd
 
     # A key that a TPM keeps: systemd's plugin for libcryptsetup, and what it loads.
-    inst_libdir_file "cryptsetup/libcryptsetup-token-systemd-tpm2.so" \
+    must inst_libdir_file "cryptsetup/libcryptsetup-token-systemd-tpm2.so" \
         "libtss2-esys.so.*" "libtss2-mu.so.*" "libtss2-rc.so.*" "libtss2-sys.so.*" "libtss2-tcti-device.so.*"
 
     install_pkcs11
 
-    inst_simple "$moddir/nemos-initrd.service" "$systemdsystemunitdir/nemos-initrd.service"
+    must inst_simple "$moddir/nemos-initrd.service" "$systemdsystemunitdir/nemos-initrd.service"
     mkdir -p "$initdir$systemdsystemunitdir/initrd-root-fs.target.requires"
     ln -sf ../nemos-initrd.service "$initdir$systemdsystemunitdir/initrd-root-fs.target.requires/nemos-initrd.service"
     ln -sf initrd.target "$initdir$systemdsystemunitdir/default.target"
@@ -96,20 +104,20 @@ install() {
     # systemd stops what the next target does not need, and these mounts carry the running system.
     local unit
     for unit in run-nemos-root run-nemos-overlay run-nemos-saved; do
-        inst_simple "$moddir/keep-mounted.conf" "$systemdsystemunitdir/$unit.mount.d/keep-mounted.conf"
+        must inst_simple "$moddir/keep-mounted.conf" "$systemdsystemunitdir/$unit.mount.d/keep-mounted.conf"
     done
 
     # A device that verifies its root offers no shell on its console: whatever fails here ends in a reboot.
-    inst_simple "$moddir/emergency.service" "$systemdsystemunitdir/emergency.service"
-    inst_simple "$moddir/emergency.service" "$systemdsystemunitdir/rescue.service"
+    must inst_simple "$moddir/emergency.service" "$systemdsystemunitdir/emergency.service"
+    must inst_simple "$moddir/emergency.service" "$systemdsystemunitdir/rescue.service"
     rm -f "$initdir$systemdsystemunitdir/debug-shell.service"
 
     # Generators: nemos-initrd alone decides what /sysroot is.
     rm -rf "$initdir$systemdutildir/system-generators" "$initdir$systemdutildir/systemd-sysroot-fstab-check"
-    inst_simple "$moddir/no-fstab.conf" "$systemdsystemunitdir/initrd-parse-etc.service.d/no-fstab.conf"
+    must inst_simple "$moddir/no-fstab.conf" "$systemdsystemunitdir/initrd-parse-etc.service.d/no-fstab.conf"
 
-    inst_simple "$moddir/modules-load.conf" /usr/lib/modules-load.d/nemos.conf
-    inst_simple "$moddir/no-audit.conf" "$systemdutildir/journald.conf.d/nemos.conf"
+    must inst_simple "$moddir/modules-load.conf" /usr/lib/modules-load.d/nemos.conf
+    must inst_simple "$moddir/no-audit.conf" "$systemdutildir/journald.conf.d/nemos.conf"
 
     # The demo key is public. Without a newline: the passphrase is exactly these bytes.
     mkdir -p "$initdir/etc/cryptsetup-keys.d"
