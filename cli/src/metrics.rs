@@ -165,14 +165,13 @@ mod tests {
 
     #[test]
     fn a_file_is_replaced_as_a_whole() {
-        let folder = std::env::temp_dir().join(format!("nemosctl-metrics-{}", std::process::id()));
-        fs::create_dir(&folder).unwrap();
-        let path = folder.join("nemos.prom");
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("nemos.prom");
         replace(&path, "one").unwrap();
         replace(&path, "two").unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "two");
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
-        fs::remove_dir_all(&folder).unwrap();
+        folder.close().unwrap();
         let error = replace(&path, "three").unwrap_err().to_string();
         assert!(error.contains("nemos.prom"), "{error}");
     }

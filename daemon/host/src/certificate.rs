@@ -212,13 +212,14 @@ fn damaged(path: &Path, error: impl std::fmt::Display) -> SigningKeyError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::state::tests::opened;
     use std::os::unix::fs::PermissionsExt as _;
 
     #[test]
     fn the_key_in_the_file_is_made_once_and_for_its_owner_alone() {
         let folder = tempfile::tempdir().unwrap();
-        let made = SigningKey::in_file(&Store::open(folder.path()).unwrap()).unwrap();
-        let found = SigningKey::in_file(&Store::open(folder.path()).unwrap()).unwrap();
+        let made = SigningKey::in_file(&opened(folder.path())).unwrap();
+        let found = SigningKey::in_file(&opened(folder.path())).unwrap();
         assert_eq!(found.public(), made.public());
         let file = fs::metadata(folder.path().join(KEY_FILE_NAME)).unwrap();
         assert_eq!(file.permissions().mode() & 0o777, 0o600);

@@ -16,6 +16,7 @@ mod mkfs;
 pub mod mounts;
 pub mod overlay;
 pub mod partitions;
+pub mod policy;
 pub mod reset;
 pub mod stack;
 pub mod state;

@@ -107,15 +107,30 @@ impl Store {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+    use std::thread;
+    use std::time::{Duration, Instant};
+
+    /// Opens a store that was closed before. A program that another test starts at that moment has its lock until it runs.
+    pub(crate) fn opened(folder: &Path) -> Store {
+        let begin = Instant::now();
+        loop {
+            match Store::open(folder) {
+                Err(StateError::InUse { .. }) if begin.elapsed() < Duration::from_secs(10) => {
+                    thread::sleep(Duration::from_millis(1));
+                }
+                opened => return opened.unwrap(),
+            }
+        }
+    }
 
     #[test]
     fn what_was_written_is_read_back_by_the_next_process() {
         let folder = tempfile::tempdir().unwrap();
         let written = DeviceState::shipped();
-        Store::open(folder.path()).unwrap().write(&written).unwrap();
-        assert_eq!(Store::open(folder.path()).unwrap().read().unwrap(), written);
+        opened(folder.path()).write(&written).unwrap();
+        assert_eq!(opened(folder.path()).read().unwrap(), written);
     }
 
     #[test]

@@ -217,16 +217,16 @@ impl Mounts<'_> {
 
     fn mount(&mut self, partition: Partition, target: &Path) -> Result<(), String> {
         let device = self.disk.partition(partition, SIBLING).map_err(|error| error.to_string())?;
-        let source = device.to_string_lossy();
+        let (source, file_system) = (device.to_string_lossy(), partition.file_system());
         let mounted = match partition {
-            Partition::OciStorage => Mount::new("xfs", &source).on(target),
+            Partition::OciStorage => Mount::new(file_system, &source).on(target),
             Partition::OciPreloaded => {
                 let verified = self.preloaded_hash.map(|hash| open_preloaded(&device, hash)).transpose()?;
                 let source = verified.as_deref().unwrap_or(&device).to_string_lossy();
-                Mount::new("squashfs", &source).read_only().on(target)
+                Mount::new(file_system, &source).read_only().on(target)
             }
             _ => {
-                let mount = Mount::new("ext4", &source).option("errors", "remount-ro").data_only();
+                let mount = Mount::new(file_system, &source).option("errors", "remount-ro").data_only();
                 fsck::mount(&mount, target).map(|repaired| self.repaired.extend(repaired.then_some(partition)))
             }
         };

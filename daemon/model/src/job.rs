@@ -412,11 +412,6 @@ impl Job {
         }
     }
 
-    /// How long it took from its beginning to its end, in seconds; `None` while it has not ended, or if it never began.
-    pub fn duration(&self) -> Option<u64> {
-        Some(self.finished_at?.0.saturating_sub(self.begun_at?.0))
-    }
-
     /// How long that step took, in seconds, counted from the step before it; `None` if it was not done.
     pub fn step_duration(&self, step: Step) -> Option<u64> {
         let place = self.steps.iter().position(|done| done.step == step)?;

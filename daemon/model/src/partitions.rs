@@ -80,6 +80,16 @@ impl Partition {
         }
     }
 
+    /// Which file system is in it, or in the volume that it has.
+    pub const fn file_system(self) -> &'static str {
+        match self {
+            Partition::Esp => "vfat",
+            Partition::Home | Partition::State => "ext4",
+            Partition::OciStorage | Partition::Root => "xfs",
+            Partition::OciPreloaded | Partition::Readonly => "squashfs",
+        }
+    }
+
     /// Where it is mounted on the running system; `None` for what others build on.
     pub const fn mount_point(self) -> Option<&'static str> {
         match self {

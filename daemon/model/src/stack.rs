@@ -137,18 +137,14 @@ pub fn layers(seen: &Observed) -> Vec<Layer> {
     // On a degraded boot it is not there, and memory is in its place.
     if mode == Mode::Persistent || report.is_some_and(|report| report.volume.is_some()) {
         let place = if mode == Mode::Persistent { UPPER_MOUNT } else { SAVED_MOUNT };
-        layers.push(seen.mount(place, "xfs", LUKS_MAPPING));
+        layers.push(seen.mount(place, Partition::Root.file_system(), LUKS_MAPPING));
         layers.push(seen.mapping(LUKS_MAPPING, "crypt", INTEGRITY_MAPPING));
         layers.push(seen.mapping(INTEGRITY_MAPPING, "integrity", Partition::Root.label()));
     }
     let (preloaded, preloaded_on) = seen.preloaded();
-    for (partition, fs_type, on) in [
-        (Partition::Home, "ext4", Partition::Home.label()),
-        (Partition::OciStorage, "xfs", Partition::OciStorage.label()),
-        (Partition::OciPreloaded, "squashfs", preloaded_on),
-        (Partition::State, "ext4", Partition::State.label()),
-    ] {
-        layers.push(seen.mount(partition.mount_point().unwrap_or_default(), fs_type, on));
+    for partition in [Partition::Home, Partition::OciStorage, Partition::OciPreloaded, Partition::State] {
+        let on = if partition == Partition::OciPreloaded { preloaded_on } else { partition.label() };
+        layers.push(seen.mount(partition.mount_point().unwrap_or_default(), partition.file_system(), on));
     }
     layers.extend(preloaded);
     layers.extend(Partition::ALL.map(|partition| seen.partition(partition)));
@@ -201,7 +197,7 @@ impl Observed {
     /// accepted: it would be forgotten at the very reboot that was to carry it out.
     pub fn memory(&self) -> Result<(), String> {
         let target = Partition::State.mount_point().unwrap_or_default();
-        let layer = self.mount(target, "ext4", Partition::State.label());
+        let layer = self.mount(target, Partition::State.file_system(), Partition::State.label());
         if layer.state == LayerState::Failed {
             return Err(format!("{} ({target}) is {}", Partition::State, layer.detail));
         }

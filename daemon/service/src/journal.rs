@@ -81,7 +81,7 @@ impl fmt::Display for Subject {
 }
 
 /// A request, and how it ended.
-pub fn request(action: &str, caller: &Requester, outcome: Result<Subject, &Error>) {
+pub fn request(action: &str, caller: &Requester, outcome: Result<&Subject, &Error>) {
     let subject = match outcome {
         Ok(subject) => subject,
         Err(error) => return refused(action, caller, error),
@@ -89,7 +89,7 @@ pub fn request(action: &str, caller: &Requester, outcome: Result<Subject, &Error
     let [user, process, label] =
         [&caller.user, &caller.process, &caller.label].map(|text| text.as_deref().unwrap_or_default());
     let (mut job, mut keyslot, mut configuration) = (None, None, None);
-    match &subject {
+    match subject {
         Subject::Job(id) => job = Some(display(id)),
         Subject::Keyslot(slot) => keyslot = Some(display(slot)),
         Subject::Configuration(name) | Subject::Renamed(name, _) => configuration = Some(display(name)),

@@ -121,7 +121,7 @@ impl Cache {
         let failed = |source| CacheError { path: self.folder.clone(), source };
         let folder = self.folder.join(format!("{kind}-{}", &key.hex()[..32]));
         if is_sound(&folder) {
-            let _ = File::open(folder.join(SUMS)).and_then(|sums| sums.set_modified(SystemTime::now()));
+            is_used(&folder);
             return Ok(Entry { folder, found: true });
         }
         let new = tempfile::Builder::new().prefix(".new-").tempdir_in(&self.folder).map_err(failed)?;
@@ -136,6 +136,7 @@ impl Cache {
         }
         fs::rename(new.path(), &folder).map_err(failed)?;
         let _ = new.keep();
+        is_used(&folder);
         self.prune(kind).map_err(failed)?;
         Ok(Entry { folder, found: false })
     }
@@ -154,6 +155,11 @@ impl Cache {
         entries.sort();
         entries.iter().rev().skip(KEPT).try_for_each(|(_, folder)| fs::remove_dir_all(folder))
     }
+}
+
+/// Notes when it was used, more exactly than the kernel does.
+fn is_used(folder: &Path) {
+    let _ = File::open(folder.join(SUMS)).and_then(|sums| sums.set_modified(SystemTime::now()));
 }
 
 fn write_sums(folder: &Path) -> io::Result<()> {

@@ -176,23 +176,6 @@ impl Tool {
         self.spawn()?.wait()
     }
 
-    /// Runs it and `reader`, which reads its stdout.
-    pub fn pipe_into(mut self, reader: Tool) -> Result<(), ToolError> {
-        self.command.stdout(Stdio::piped());
-        let mut writing = self.spawn()?;
-        let reading = match writing.child.stdout.take() {
-            Some(stdout) => reader.stdin(stdout).spawn(),
-            None => reader.spawn(),
-        };
-        let read = reading.and_then(Running::wait);
-        let written = writing.wait();
-        match (read, written) {
-            // Who fails makes the other fail as well, and a broken pipe tells which of them was the other.
-            (Err(read), Err(ToolError::Failed { broken_pipe: true, .. })) => Err(read),
-            (read, written) => written.and(read),
-        }
-    }
-
     /// Runs it and `reader`, which reads what `filter` makes of its stdout.
     pub fn pipe_through(
         mut self,
@@ -308,9 +291,6 @@ mod tests {
     #[test]
     fn the_failure_of_either_end_of_a_pipe_is_seen() {
         let writes = || Tool::new("echo").arg("text");
-        assert!(writes().pipe_into(Tool::new("cat")).is_ok());
-        assert!(writes().pipe_into(Tool::new("false")).is_err());
-        assert!(Tool::new("false").pipe_into(Tool::new("cat")).is_err());
         let through = |mut from: ChildStdout, mut to: ChildStdin| io::copy(&mut from, &mut to).map(drop);
         let quiet = || Tool::new("grep").args(["--quiet", "text"]);
         assert!(writes().pipe_through(through, quiet()).is_ok());

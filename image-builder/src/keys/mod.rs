@@ -270,11 +270,6 @@ impl Keys {
         }
         Ok(signature)
     }
-
-    /// Whether any of them was made by `nemos-image keys`.
-    pub fn are_for_development(&self) -> bool {
-        self.trusted.iter().any(|trusted| trusted.subject().contains(DEVELOPMENT))
-    }
 }
 
 #[cfg(test)]
@@ -305,7 +300,6 @@ pub(crate) mod tests {
     #[test]
     fn what_is_signed_twice_is_signed_alike_and_confirmed_by_nobody_else() {
         let keys = Keys::open(folder(), None).expect("keys");
-        assert!(keys.are_for_development());
         for scheme in [Scheme::Pkcs1, Scheme::Pss] {
             let signature = keys.sign(Purpose::Root, scheme, b"message").expect("a signature");
             assert_eq!(signature, keys.sign(Purpose::Root, scheme, b"message").expect("another one"));

@@ -34,27 +34,12 @@ impl Device {
 
     /// Waits until the system is up.
     pub fn comes_up(&mut self) -> Result<(), Failed> {
-        let came_up = self.machine.wait_until_up();
-        self.unless_it_stalled(came_up)
-    }
-
-    /// An emulated processor that shares its host's with others can lose its timer, and then stands still. That is no fault
-    /// of the device: its reset button is pushed, as a person would, and it must come up as from any power cut.
-    fn unless_it_stalled(&mut self, outcome: Result<(), VmError>) -> Result<(), Failed> {
-        let lost = |machine: &Machine| machine.console().iter().any(|line| line.contains(LOST_TIMER));
-        match outcome {
-            Err(VmError::TimedOut { .. }) if lost(&self.machine) => {
-                eprintln!("the emulator lost its timer, and the device was reset");
-                self.machine.reset()?;
-                Ok(self.machine.wait_until_up()?)
-            }
-            outcome => Ok(outcome?),
-        }
+        Ok(comes_up(&mut self.machine)?)
     }
 
     /// Waits until the boot is refused, and gives the reason.
     pub fn refuses_to_boot(mut self) -> Result<String, Failed> {
-        match self.machine.wait_until_up() {
+        match comes_up(&mut self.machine) {
             Err(VmError::BootRefused { reason, .. }) => Ok(reason),
             Err(other) => Err(other.into()),
             Ok(()) => Err("the device booted, and should have refused to".into()),
@@ -63,7 +48,7 @@ impl Device {
 
     /// Waits until the boot fails before anything could refuse it, and gives the reason.
     pub fn fails_to_boot(mut self) -> Result<String, Failed> {
-        match self.machine.wait_until_up() {
+        match comes_up(&mut self.machine) {
             Err(VmError::BootFailed { why, .. }) => Ok(why),
             Err(other) => Err(other.into()),
             Ok(()) => Err("the device booted, and should have failed to".into()),
@@ -84,9 +69,9 @@ impl Device {
         }
     }
 
-    /// Waits until a command succeeds, for a minute at most.
+    /// Waits until a command succeeds, for five minutes at most: what nemosd does behind the boot takes its time in an emulator.
     pub fn waits_until(&mut self, condition: &str) -> Result<(), Failed> {
-        self.says(&format!("timeout 60 sh -c 'until {condition}; do sleep 0.5; done'")).map(drop)
+        self.says(&format!("timeout 300 sh -c 'until {condition}; do sleep 0.5; done'")).map(drop)
     }
 
     /// Runs a command as root that must succeed and print JSON.
@@ -99,7 +84,7 @@ impl Device {
     pub fn reboots_by(&mut self, command: &str) -> Result<(), Failed> {
         self.begins_to_reboot_by(command)?;
         let restarted = self.machine.wait_until_restarted();
-        self.unless_it_stalled(restarted)
+        Ok(unless_it_stalled(&mut self.machine, restarted)?)
     }
 
     /// Runs a command that makes the device reboot by itself. It may end before the reboot, or by it.
@@ -138,5 +123,25 @@ impl Device {
     pub fn loses_power(self) -> Disk {
         self.machine.cut_power();
         self.disk
+    }
+}
+
+/// Waits until the system of a machine is up.
+pub(crate) fn comes_up(machine: &mut Machine) -> Result<(), VmError> {
+    let came_up = machine.wait_until_up();
+    unless_it_stalled(machine, came_up)
+}
+
+/// An emulated processor that shares its host's with others can lose its timer, and then stands still. That is no fault of the
+/// device: its reset button is pushed, as a person would, and it must come up as from any power cut.
+fn unless_it_stalled(machine: &mut Machine, outcome: Result<(), VmError>) -> Result<(), VmError> {
+    let lost = |machine: &Machine| machine.console().iter().any(|line| line.contains(LOST_TIMER));
+    match outcome {
+        Err(VmError::TimedOut { .. }) if lost(machine) => {
+            eprintln!("the emulator lost its timer, and the device was reset");
+            machine.reset()?;
+            machine.wait_until_restarted()
+        }
+        outcome => outcome,
     }
 }

@@ -10,6 +10,8 @@ use nemos_image::image::Image;
 use nemos_image::vm::{self, Boot, Config, Format, Machine};
 use tempfile::TempDir;
 
+use crate::device::comes_up;
+
 /// How long anything may take: a boot takes 20 s without KVM, and several may share two processors with a compiler.
 const LIMIT: Duration = Duration::from_secs(400);
 
@@ -63,7 +65,7 @@ fn first_boot() -> Result<Booted, Failed> {
     let disk = image.overlay(&shared("disk.qcow2")?)?;
     let saved = shared("machine")?;
     let mut machine = Machine::start(&Config { boot: kernel()?, ..config(disk.clone()) })?;
-    machine.wait_until_up()?;
+    comes_up(&mut machine)?;
     machine.save(&saved)?;
     Ok(Booted { disk, machine: saved })
 }

@@ -13,7 +13,8 @@ use tracing::{info, warn};
 
 use crate::command::CommandError;
 use crate::cryptsetup::CryptError;
-use crate::keys::{Key, NotFetched, PolicyError, Secret, header, way};
+use crate::keys::{Key, NotFetched, Secret, header, way};
+use crate::policy::PolicyError;
 use crate::state::StateError;
 use crate::wipe::wipe;
 

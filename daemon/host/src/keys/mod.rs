@@ -28,7 +28,7 @@ pub use handover::{Handover, NotFetched};
 pub(crate) use header::{keyslot, open_by_token, pbkdf, record};
 pub use header::{slots, try_key, try_secret};
 pub use next_boot::{Traces, next_boot, traces};
-pub use policy::{PolicyError, order, policy};
+pub use policy::{order, policy};
 pub use secret::{KeyFileError, Secret, SecretError, read_key_file};
 pub use tpm2::{has_tpm2, tpm2_tokens, wait_for_tpm2};
 pub use way::{Given, Moment, Unlocked, Way, try_slot, unlock, way};

@@ -1,54 +1,16 @@
 //! The image's policy of keys.
 
-use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use nemos_model::keys::policy::{BadPolicy, FILE};
+use nemos_model::keys::policy::FILE;
 use nemos_model::keys::{Policy, Provider};
-use thiserror::Error;
 use tracing::warn;
 
-/// A policy that cannot be used.
-#[derive(Debug, Error)]
-pub enum PolicyError {
-    /// It cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// It is not what a builder writes.
-    #[error("{} is no policy of keys: {source}", path.display())]
-    Malformed {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        source: serde_json::Error,
-    },
-    /// It asks for what cannot be.
-    #[error("{}: {source}", path.display())]
-    Bad {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        source: BadPolicy,
-    },
-}
+use crate::policy::{self, PolicyError};
 
 /// Reads the policy of the image whose root is mounted there.
 pub fn policy(root: &Path) -> Result<Policy, PolicyError> {
-    let path = root.join(FILE);
-    let text = match fs::read(&path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Policy::default()),
-        read => read.map_err(|source| PolicyError::Io { path: path.clone(), source })?,
-    };
-    let policy: Policy =
-        serde_json::from_slice(&text).map_err(|source| PolicyError::Malformed { path: path.clone(), source })?;
-    policy.check().map_err(|source| PolicyError::Bad { path, source })?;
-    Ok(policy)
+    policy::read(root, FILE, "keys", Policy::check)
 }
 
 /// The order in which that image has the providers tried. Without a policy that can be read, the usual one: a device must open.
@@ -63,6 +25,7 @@ pub fn order(root: &Path) -> Vec<Provider> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn it_comes_from_the_image() {

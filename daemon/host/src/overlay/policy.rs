@@ -1,41 +1,15 @@
 //! The image's policy of the overlay.
 
-use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::convert::Infallible;
+use std::path::Path;
 
 use nemos_model::overlay::policy::{FILE, Policy};
-use thiserror::Error;
 
-/// A policy that cannot be used.
-#[derive(Debug, Error)]
-pub enum PolicyError {
-    /// It cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// It is not what a builder writes.
-    #[error("{} is no policy of the overlay: {source}", path.display())]
-    Malformed {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        source: serde_json::Error,
-    },
-}
+use crate::policy::{self, PolicyError};
 
 /// Reads the policy of the image whose root is mounted there.
 pub fn policy(root: &Path) -> Result<Policy, PolicyError> {
-    let path = root.join(FILE);
-    let text = match fs::read(&path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Policy::default()),
-        read => read.map_err(|source| PolicyError::Io { path: path.clone(), source })?,
-    };
-    serde_json::from_slice(&text).map_err(|source| PolicyError::Malformed { path, source })
+    policy::read(root, FILE, "the overlay", |_| Ok::<_, Infallible>(()))
 }
 
 /// Bytes of memory that this machine has.
@@ -48,6 +22,7 @@ pub fn memory() -> u64 {
 mod tests {
     use super::*;
     use nemos_model::overlay::policy::MemorySize;
+    use std::fs;
 
     #[test]
     fn it_comes_from_the_image() {

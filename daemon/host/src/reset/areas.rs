@@ -50,23 +50,25 @@ impl Areas {
         for partition in partitions {
             let device = work.disk.partition(*partition, APPEAR)?;
             let place = areas.place(*partition);
+            let source = device.to_string_lossy();
+            let mount = Mount::new(partition.file_system(), &source);
             match partition {
-                Partition::Root => areas.open_overlay(work, device, &place)?,
-                Partition::OciStorage => Mount::new("xfs", &device.to_string_lossy()).on(&place)?,
-                _ => drop(fsck::mount(&Mount::new("ext4", &device.to_string_lossy()), &place)?),
+                Partition::Root => areas.open_overlay(work, &device, &place)?,
+                Partition::OciStorage => mount.on(&place)?,
+                _ => drop(fsck::mount(&mount, &place)?),
             }
             areas.mounted.push(place);
         }
         Ok(areas)
     }
 
-    fn open_overlay(&mut self, work: &Work<'_>, partition: PathBuf, place: &Path) -> Result<(), AreaError> {
-        overlay::close(&partition)?;
+    fn open_overlay(&mut self, work: &Work<'_>, partition: &Path, place: &Path) -> Result<(), AreaError> {
+        overlay::close(partition)?;
         match work.unlock {
-            Some((key, slot)) => overlay::open_slot(&partition, key, slot)?,
-            None => drop(overlay::open(&partition, work.secret)?),
+            Some((key, slot)) => overlay::open_slot(partition, key, slot)?,
+            None => drop(overlay::open(partition, work.secret)?),
         }
-        self.volume = Some(partition);
+        self.volume = Some(partition.to_owned());
         let upper = self.folder.join("volume");
         overlay::mount_file_system(&upper)?;
         self.mounted.push(upper.clone());

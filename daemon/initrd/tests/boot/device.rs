@@ -66,8 +66,6 @@ pub struct Running<'a> {
 impl Device {
     /// It was never switched on.
     pub fn shipped() -> Self {
-        fs::create_dir_all(Path::new(DEMO_KEY_FILE).parent().unwrap()).unwrap();
-        fs::write(DEMO_KEY_FILE, "insecure").unwrap();
         Device::with(SHIPPED.0.disk())
     }
 
@@ -77,6 +75,8 @@ impl Device {
     }
 
     pub fn with(disk: Disk) -> Self {
+        fs::create_dir_all(Path::new(DEMO_KEY_FILE).parent().unwrap()).unwrap();
+        fs::write(DEMO_KEY_FILE, "insecure").unwrap();
         Device { _power: Power, disk }
     }
 

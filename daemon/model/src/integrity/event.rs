@@ -196,12 +196,15 @@ impl Event {
     }
 
     /// Adds another sighting of the same place. What is seen after it was acknowledged has to be acknowledged again; a report
-    /// that is only late says nothing new.
+    /// that is only late says nothing new. What a scrub has found is never late, and may have the same second.
     pub fn seen(&mut self, sighting: &Sighting) -> News {
         self.counts.add(sighting.source);
         self.first_seen = self.first_seen.min(sighting.at);
         self.last_seen = self.last_seen.max(sighting.at);
-        if self.acknowledged.is_some_and(|acknowledged| sighting.at > acknowledged) {
+        let is_news = |acknowledged| {
+            sighting.at > acknowledged || sighting.source == Source::Scrub && sighting.at == acknowledged
+        };
+        if self.acknowledged.is_some_and(is_news) {
             self.acknowledged = None;
             News::Reopened
         } else {
@@ -263,7 +266,10 @@ mod tests {
         event.acknowledged = Some(Timestamp(7));
         assert_eq!(event.seen(&sighting(Source::Uevent, 6)), News::Again, "a report that came late");
         assert!(!event.is_open());
+        assert_eq!(event.seen(&sighting(Source::Log, 7)), News::Again);
         assert_eq!(event.seen(&sighting(Source::Log, 8)), News::Reopened);
+        event.acknowledged = Some(Timestamp(8));
+        assert_eq!(event.seen(&sighting(Source::Scrub, 8)), News::Reopened, "it was read after that");
         assert!(event.is_open());
     }
 

@@ -13,7 +13,7 @@ use zbus::{ObjectServer, interface};
 
 use crate::bus::Service;
 use crate::integrity::{self, scrub};
-use crate::journal::{self, Subject};
+use crate::journal::Subject;
 
 /// `org.nemos.Device1.Integrity`.
 pub struct Integrity {
@@ -39,33 +39,24 @@ impl Integrity {
         Integrity { service }
     }
 
-    /// Does something that changes something, if the caller may ask for it, and notes both.
+    /// Does something that changes something, if the caller may ask for it.
     async fn on_request(
         &self,
         call: &Header<'_>,
         action: &'static str,
         work: impl FnOnce(&Arc<integrity::Integrity>) -> Result<(), Error> + Send + 'static,
     ) -> Result<(), Error> {
-        let gate = &self.service.gate;
-        let caller = gate.caller(call).await.inspect_err(|error| journal::stranger(action, error))?;
-        let outcome = match gate.admit(call, &caller, action).await {
-            Ok(()) => {
-                let integrity = Arc::clone(&self.service.integrity);
-                let done = spawn_blocking(move || work(&integrity)).await;
-                done.unwrap_or_else(|error| Err(Error::new(ErrorKind::Failed, error.to_string())))
-            }
-            Err(refusal) => Err(refusal),
+        let integrity = Arc::clone(&self.service.integrity);
+        let work = async |_: &mut _| {
+            let done = spawn_blocking(move || work(&integrity)).await;
+            done.unwrap_or_else(|error| Err(Error::new(ErrorKind::Failed, error.to_string())))?;
+            Ok((Subject::Nothing, ()))
         };
-        journal::request(action, &caller, outcome.as_ref().map(|()| Subject::Nothing));
-        outcome
+        self.service.on_request(call, action, work).await
     }
 
     async fn may_see_files(&self, call: &Header<'_>) -> bool {
-        let gate = &self.service.gate;
-        match gate.caller(call).await {
-            Ok(caller) => gate.admit(call, &caller, action::INTEGRITY_FILES).await.is_ok(),
-            Err(_) => false,
-        }
+        self.service.admit(call, action::INTEGRITY_FILES).await.is_ok()
     }
 }
 

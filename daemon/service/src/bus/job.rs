@@ -12,7 +12,7 @@ use zbus::{ObjectServer, interface};
 
 use crate::bus::Service;
 use crate::bus::reset::action_for;
-use crate::journal::{self, Subject};
+use crate::journal::Subject;
 
 /// `org.nemos.Device1.Job`.
 pub struct Job {
@@ -43,14 +43,11 @@ impl Job {
 #[interface(name = "org.nemos.Device1.Job", introspection_docs = false)]
 impl Job {
     async fn cancel(&self, #[zbus(header)] call: Header<'_>) -> Result<(), Error> {
-        let (gate, action) = (&self.service.gate, action::JOB_CANCEL);
-        let caller = gate.caller(&call).await.inspect_err(|error| journal::stranger(action, error))?;
-        let outcome = match gate.admit(&call, &caller, action).await {
-            Ok(()) => self.service.desk.cancel(self.id).await,
-            Err(refusal) => Err(refusal),
+        let work = async |_: &mut _| {
+            self.service.desk.cancel(self.id).await?;
+            Ok((Subject::Job(self.id), ()))
         };
-        journal::request(action, &caller, outcome.as_ref().map(|()| Subject::Job(self.id)));
-        outcome
+        self.service.on_request(&call, action::JOB_CANCEL, work).await
     }
 
     /// Asks for as much as the job's own request does: it erases the same.
@@ -63,14 +60,11 @@ impl Job {
             Kind::Save => action::OVERLAY_SAVE,
             Kind::Apply | Kind::GoBack => action::OVERLAY_APPLY,
         };
-        let gate = &self.service.gate;
-        let caller = gate.caller(&call).await.inspect_err(|error| journal::stranger(action, error))?;
-        let outcome = match gate.admit(&call, &caller, action).await {
-            Ok(()) => self.retry_now().await,
-            Err(refusal) => Err(refusal),
+        let work = async |_: &mut _| {
+            self.retry_now().await?;
+            Ok((Subject::Job(self.id), ()))
         };
-        journal::request(action, &caller, outcome.as_ref().map(|job| Subject::Job(job.id)));
-        outcome?;
+        self.service.on_request(&call, action, work).await?;
         if reboot {
             self.service.reboot_after(std::future::ready(()), self.id);
         }

@@ -16,7 +16,7 @@ use zbus::interface;
 use zbus::message::Header;
 
 use crate::bus::Service;
-use crate::journal::{self, Subject};
+use crate::journal::Subject;
 use crate::keys::{self, Delivery, Wanted};
 
 /// How long a secret may take to come through its file descriptor.
@@ -33,21 +33,18 @@ impl Keys {
         Keys { service }
     }
 
-    /// Does something that changes the keys, if the caller may ask for it, and notes both.
+    /// Does something that changes the keys, if the caller may ask for it.
     async fn on_request<T>(
         &self,
         call: &Header<'_>,
         action: &'static str,
         work: impl AsyncFnOnce(Requester) -> Result<(KeyslotId, T), Error>,
     ) -> Result<T, Error> {
-        let gate = &self.service.gate;
-        let caller = gate.caller(call).await.inspect_err(|error| journal::stranger(action, error))?;
-        let outcome = match gate.admit(call, &caller, action).await {
-            Ok(()) => work(caller.clone()).await,
-            Err(refusal) => Err(refusal),
+        let work = async |by: &mut Requester| {
+            let (slot, result) = work(by.clone()).await?;
+            Ok((Subject::Keyslot(slot), result))
         };
-        journal::request(action, &caller, outcome.as_ref().map(|(slot, _)| Subject::Keyslot(*slot)));
-        outcome.map(|(_, result)| result)
+        self.service.on_request(call, action, work).await
     }
 
     async fn add(

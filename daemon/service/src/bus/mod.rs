@@ -6,10 +6,11 @@ use nemos_api::job::path;
 use nemos_api::{Error, PATH};
 use nemos_model::JobId;
 use nemos_model::health::Finding;
-use nemos_model::job::{Job, JobState};
+use nemos_model::job::{Job, JobState, Requester};
 use tokio::sync::mpsc::UnboundedSender;
 use zbus::connection::Builder;
 use zbus::fdo::ObjectManager;
+use zbus::message::Header;
 use zbus::object_server::ResponseDispatchNotifier;
 use zbus::{ObjectServer, OwnedObjectPath};
 
@@ -17,6 +18,7 @@ use crate::archive::Carrier;
 use crate::authorization::Gate;
 use crate::desk::Desk;
 use crate::integrity::Integrity;
+use crate::journal::{self, Subject};
 use crate::keys::Keyring;
 
 pub mod announce;
@@ -58,6 +60,29 @@ impl Service {
         findings.extend(self.integrity.view().findings(seen.report.as_ref(), self.desk.now()));
         findings.extend(self.desk.shadowed().await?);
         Ok(findings)
+    }
+
+    /// Does what a caller asks for, if they may, and writes to the journal who asked for what, and how it ended. `work` may give
+    /// the caller the label of their request.
+    async fn on_request<T>(
+        &self,
+        call: &Header<'_>,
+        action: &'static str,
+        work: impl AsyncFnOnce(&mut Requester) -> Result<(Subject, T), Error>,
+    ) -> Result<T, Error> {
+        let mut caller = self.gate.caller(call).await.inspect_err(|error| journal::stranger(action, error))?;
+        let outcome = match self.gate.admit(call, &caller, action).await {
+            Ok(()) => work(&mut caller).await,
+            Err(refusal) => Err(refusal),
+        };
+        journal::request(action, &caller, outcome.as_ref().map(|(subject, _)| subject));
+        outcome.map(|(_, done)| done)
+    }
+
+    /// Refuses a caller who may not see something. That they looked is nobody's business.
+    async fn admit(&self, call: &Header<'_>, action: &'static str) -> Result<(), Error> {
+        let caller = self.gate.caller(call).await?;
+        self.gate.admit(call, &caller, action).await
     }
 
     /// Answers with a job, and then reboots for it, if that is wished and the job is due.

@@ -27,7 +27,7 @@ use crate::bus::Service;
 use crate::changes::Pages;
 use crate::configuration;
 use crate::desk::Asked;
-use crate::journal::{self, Subject};
+use crate::journal::Subject;
 
 /// `org.nemos.Device1.Overlay`.
 pub struct Overlay {
@@ -65,59 +65,20 @@ impl Overlay {
         })
     }
 
-    /// Notes in the journal how a request for a job ended, and replies with the job.
+    /// Takes a request for a job, if the caller may ask for it, and replies with the job.
     async fn answer(
         &self,
-        action: &str,
-        taken: Result<(Job, bool), Error>,
-        caller: &Requester,
+        call: &Header<'_>,
+        action: &'static str,
         objects: &ObjectServer,
+        take: impl AsyncFnOnce(&mut Requester) -> Result<(Job, bool), Error>,
     ) -> Result<ResponseDispatchNotifier<OwnedObjectPath>, Error> {
-        journal::request(action, caller, taken.as_ref().map(|(job, _)| Subject::Job(job.id)));
-        let (job, reboot) = taken?;
+        let work = async |by: &mut Requester| {
+            let (job, reboot) = take(by).await?;
+            Ok((Subject::Job(job.id), (job, reboot)))
+        };
+        let (job, reboot) = self.service.on_request(call, action, work).await?;
         self.service.answer(objects, &job, reboot).await
-    }
-
-    /// Does what makes no job, for who may ask it, and notes in the journal how it ended.
-    async fn admitted(
-        &self,
-        action: &'static str,
-        call: &Header<'_>,
-        work: impl Future<Output = Result<Subject, Error>>,
-    ) -> Result<(), Error> {
-        let gate = &self.service.gate;
-        let caller = gate.caller(call).await.inspect_err(|error| journal::stranger(action, error))?;
-        let outcome = match gate.admit(call, &caller, action).await {
-            Ok(()) => work.await,
-            Err(refusal) => Err(refusal),
-        };
-        match outcome {
-            Ok(subject) => {
-                journal::request(action, &caller, Ok(subject));
-                Ok(())
-            }
-            Err(error) => {
-                journal::request(action, &caller, Err(&error));
-                Err(error)
-            }
-        }
-    }
-
-    /// Exports or imports a configuration, if the caller may ask for it, and notes both.
-    async fn carry<T>(
-        &self,
-        call: &Header<'_>,
-        action: &'static str,
-        work: impl AsyncFnOnce() -> Result<(ConfigurationName, T), Error>,
-    ) -> Result<(ConfigurationName, T), Error> {
-        let gate = &self.service.gate;
-        let caller = gate.caller(call).await.inspect_err(|error| journal::stranger(action, error))?;
-        let outcome = match gate.admit(call, &caller, action).await {
-            Ok(()) => work().await,
-            Err(refusal) => Err(refusal),
-        };
-        journal::request(action, &caller, outcome.as_ref().map(|(name, _)| Subject::Configuration(name.clone())));
-        outcome
     }
 
     /// A number of the overlay's file system; 0 if it is not mounted.
@@ -191,17 +152,13 @@ impl Overlay {
         #[zbus(header)] call: Header<'_>,
         #[zbus(object_server)] objects: &ObjectServer,
     ) -> Result<ResponseDispatchNotifier<OwnedObjectPath>, Error> {
-        let action = action::OVERLAY_SAVE;
-        let gate = &self.service.gate;
-        let mut caller = gate.caller(&call).await.inspect_err(|error| journal::stranger(action, error))?;
-        let taken = async {
-            gate.admit(&call, &caller, action).await?;
+        let take = async |by: &mut Requester| {
             let options = SaveOptions::parse(options)?;
-            caller.label.clone_from(&options.label);
+            by.label.clone_from(&options.label);
             let reboot = options.reboot.unwrap_or_default();
-            Ok((self.service.save(name, caller.clone(), options).await?, reboot))
+            Ok((self.service.save(name, by.clone(), options).await?, reboot))
         };
-        self.answer(action, taken.await, &caller, objects).await
+        self.answer(&call, action::OVERLAY_SAVE, objects, take).await
     }
 
     #[zbus(out_args("job"))]
@@ -212,41 +169,41 @@ impl Overlay {
         #[zbus(header)] call: Header<'_>,
         #[zbus(object_server)] objects: &ObjectServer,
     ) -> Result<ResponseDispatchNotifier<OwnedObjectPath>, Error> {
-        let action = action::OVERLAY_APPLY;
-        let gate = &self.service.gate;
-        let mut caller = gate.caller(&call).await.inspect_err(|error| journal::stranger(action, error))?;
-        let taken = async {
-            gate.admit(&call, &caller, action).await?;
+        let take = async |by: &mut Requester| {
             let options = ApplyOptions::parse(options)?;
-            caller.label.clone_from(&options.label);
+            by.label.clone_from(&options.label);
             let reboot = options.reboot.unwrap_or_default();
-            Ok((self.service.apply(name, caller.clone(), options).await?, reboot))
+            Ok((self.service.apply(name, by.clone(), options).await?, reboot))
         };
-        self.answer(action, taken.await, &caller, objects).await
+        self.answer(&call, action::OVERLAY_APPLY, objects, take).await
     }
 
     async fn confirm(&self, #[zbus(header)] call: Header<'_>) -> Result<(), Error> {
-        let confirmed = async { self.service.confirm().await.map(|()| Subject::Nothing) };
-        self.admitted(action::OVERLAY_CONFIRM, &call, confirmed).await
+        let work = async |_: &mut _| Ok((Subject::Nothing, self.service.confirm().await?));
+        self.service.on_request(&call, action::OVERLAY_CONFIRM, work).await
     }
 
     async fn delete(&self, name: &str, #[zbus(header)] call: Header<'_>) -> Result<(), Error> {
-        let deleted = async { self.service.delete(name).await.map(Subject::Configuration) };
-        self.admitted(action::OVERLAY_DELETE, &call, deleted).await
+        let work = async |_: &mut _| Ok((Subject::Configuration(self.service.delete(name).await?), ()));
+        self.service.on_request(&call, action::OVERLAY_DELETE, work).await
     }
 
     async fn rename(&self, from: &str, to: &str, #[zbus(header)] call: Header<'_>) -> Result<(), Error> {
-        let renamed = async { self.service.rename(from, to).await.map(|(from, to)| Subject::Renamed(from, to)) };
-        self.admitted(action::OVERLAY_DELETE, &call, renamed).await
+        let work = async |_: &mut _| {
+            let (from, to) = self.service.rename(from, to).await?;
+            Ok((Subject::Renamed(from, to), ()))
+        };
+        self.service.on_request(&call, action::OVERLAY_DELETE, work).await
     }
 
     async fn set_mode(&self, mode: &str, options: Dictionary, #[zbus(header)] call: Header<'_>) -> Result<(), Error> {
-        let set = async {
+        let work = async |_: &mut _| {
             let (mode, (once, within)) = (parse(mode)?, ModeOptions::parse(options)?);
             self.service.can_be_tried(within).await?;
-            self.service.desk.note(|state| Ok(state.set_mode(mode, once, within)?)).await.map(|()| Subject::Mode(mode))
+            self.service.desk.note(|state| Ok(state.set_mode(mode, once, within)?)).await?;
+            Ok((Subject::Mode(mode), ()))
         };
-        self.admitted(action::OVERLAY_MODE, &call, set).await
+        self.service.on_request(&call, action::OVERLAY_MODE, work).await
     }
 
     /// Replies, and only then reboots, if that is wished.
@@ -258,23 +215,19 @@ impl Overlay {
         #[zbus(header)] call: Header<'_>,
         #[zbus(object_server)] objects: &ObjectServer,
     ) -> Result<ResponseDispatchNotifier<OwnedObjectPath>, Error> {
-        let action = action::OVERLAY_REVERT;
-        let gate = &self.service.gate;
-        let mut caller = gate.caller(&call).await.inspect_err(|error| journal::stranger(action, error))?;
-        let taken = async {
-            gate.admit(&call, &caller, action).await?;
+        let take = async |by: &mut Requester| {
             let options = RevertOptions::parse(options)?;
-            caller.label.clone_from(&options.label);
+            by.label.clone_from(&options.label);
             let reboot = options.reboot.unwrap_or_default();
             // What it took back is no change any more.
             if let Some(job) = self.service.desk.known(options.key.as_deref(), Kind::Revert).await? {
                 return Ok((job, reboot));
             }
             let paths = self.revertible(&paths).await?;
-            let asked = Asked { by: caller.clone(), key: options.key, not_before: None, reboot };
+            let asked = Asked { by: by.clone(), key: options.key, not_before: None, reboot };
             Ok((self.service.desk.ask(Wanted::Revert { paths }, asked).await?, reboot))
         };
-        self.answer(action, taken.await, &caller, objects).await
+        self.answer(&call, action::OVERLAY_REVERT, objects, take).await
     }
 
     /// Whoever has the file has all that is in the configuration, and so this is asked for like a change.
@@ -286,12 +239,13 @@ impl Overlay {
         options: Dictionary,
         #[zbus(header)] call: Header<'_>,
     ) -> Result<ExportedRecord, Error> {
-        let work = async || {
+        let work = async |_: &mut _| {
             ExportOptions::parse(options)?;
             let name = name.parse::<ConfigurationName>()?.saved()?;
-            Ok((name.clone(), archive::export(&self.service, name, file.into()).await?))
+            let details = archive::export(&self.service, name.clone(), file.into()).await?;
+            Ok((Subject::Configuration(name), details))
         };
-        self.carry(&call, action::OVERLAY_EXPORT, work).await.map(|(_, details)| details)
+        self.service.on_request(&call, action::OVERLAY_EXPORT, work).await
     }
 
     #[zbus(out_args("name", "details"))]
@@ -302,9 +256,12 @@ impl Overlay {
         options: Dictionary,
         #[zbus(header)] call: Header<'_>,
     ) -> Result<(String, ImportedRecord), Error> {
-        let work = async || archive::import(&self.service, WantedImport::parse(name, options)?, file.into()).await;
-        let imported = self.carry(&call, action::OVERLAY_IMPORT, work).await;
-        imported.map(|(name, details)| (name.into(), details))
+        let work = async |_: &mut _| {
+            let wanted = WantedImport::parse(name, options)?;
+            let (name, details) = archive::import(&self.service, wanted, file.into()).await?;
+            Ok((Subject::Configuration(name.clone()), (name.into(), details)))
+        };
+        self.service.on_request(&call, action::OVERLAY_IMPORT, work).await
     }
 
     /// Names of files are not for everybody.
@@ -314,9 +271,7 @@ impl Overlay {
         options: Dictionary,
         #[zbus(header)] call: Header<'_>,
     ) -> Result<(Vec<ChangeRecord>, String), Error> {
-        let gate = &self.service.gate;
-        let caller = gate.caller(&call).await?;
-        gate.admit(&call, &caller, action::OVERLAY_CHANGES).await?;
+        self.service.admit(&call, action::OVERLAY_CHANGES).await?;
         let wanted = WantedChanges::parse(options)?;
         let (layers, pages) = (self.service.desk.layers().await?, Arc::clone(&self.pages));
         let walked = spawn_blocking(move || pages.page(&layers, &wanted)).await;
@@ -326,10 +281,8 @@ impl Overlay {
     /// All of the volume is looked through for it, which is not for everybody to ask.
     #[zbus(out_args("usage"))]
     async fn usage(&self, options: Dictionary, #[zbus(header)] call: Header<'_>) -> Result<UsageRecord, Error> {
-        let Service { gate, desk, .. } = &*self.service;
-        let caller = gate.caller(&call).await?;
-        gate.admit(&call, &caller, action::OVERLAY_CHANGES).await?;
+        self.service.admit(&call, action::OVERLAY_CHANGES).await?;
         usage::parse(options)?;
-        desk.usage().await
+        self.service.desk.usage().await
     }
 }

@@ -15,7 +15,7 @@ use zbus::{ObjectPath, ObjectServer, OwnedObjectPath, interface};
 
 use crate::bus::Service;
 use crate::desk::Asked;
-use crate::journal::{self, Subject};
+use crate::journal::Subject;
 
 /// `org.nemos.Device1.Reset`.
 pub struct Reset {
@@ -28,28 +28,15 @@ impl Reset {
         Reset { service }
     }
 
-    /// Takes a request, and gives back its job and whether the caller wants a reboot. Notes the caller's label as its own.
-    async fn take(
-        &self,
-        call: &Header<'_>,
-        caller: &mut Requester,
-        scope: &str,
-        options: Dictionary,
-    ) -> Result<(Job, bool), Error> {
+    /// Takes a request, and gives back its job and whether the caller wants a reboot.
+    async fn take(&self, by: &mut Requester, scope: &str, options: Dictionary) -> Result<(Job, bool), Error> {
         let scope: Scope = scope.parse()?;
         let options = RequestOptions::parse(options)?;
-        caller.label.clone_from(&options.label);
-        self.service.gate.admit(call, caller, action_for(scope)).await?;
+        by.label.clone_from(&options.label);
         let reboot = options.reboot.unwrap_or_default();
         let wish = options.wish(scope)?;
-        let asked = Asked { by: caller.clone(), not_before: options.not_before(), reboot, key: options.key };
+        let asked = Asked { by: by.clone(), not_before: options.not_before(), reboot, key: options.key };
         Ok((self.service.desk.request(wish, asked, options.plan).await?, reboot))
-    }
-
-    /// Paths and how much is there are nobody's business who may not erase them.
-    async fn admit_to_paths(&self, call: &Header<'_>, scope: Scope) -> Result<(), Error> {
-        let caller = self.service.gate.caller(call).await?;
-        self.service.gate.admit(call, &caller, action_for(scope)).await
     }
 }
 
@@ -67,7 +54,8 @@ impl Reset {
     async fn plan(&self, options: Dictionary, #[zbus(header)] call: Header<'_>) -> Result<(String, PlanRecord), Error> {
         let wish = PlanOptions::parse(options)?.wish()?;
         if wish.keeps() {
-            self.admit_to_paths(&call, wish.scope).await?;
+            // Paths and how much is there are nobody's business who may not erase them.
+            self.service.admit(&call, action_for(wish.scope)).await?;
         }
         let plan = self.service.desk.plan(wish).await?;
         Ok((plan.id().to_string(), PlanRecord::from(&plan)))
@@ -83,11 +71,12 @@ impl Reset {
         #[zbus(object_server)] objects: &ObjectServer,
     ) -> Result<ResponseDispatchNotifier<OwnedObjectPath>, Error> {
         let action = scope.parse().map_or(action::RESET_FACTORY, action_for);
-        let mut caller = self.service.gate.caller(&call).await.inspect_err(|error| journal::stranger(action, error))?;
-        let taken = self.take(&call, &mut caller, scope, options).await;
-        journal::request(action, &caller, taken.as_ref().map(|(job, _)| Subject::Job(job.id)));
-        let (taken, reboot) = taken?;
-        self.service.answer(objects, &taken, reboot).await
+        let work = async |by: &mut _| {
+            let (job, reboot) = self.take(by, scope, options).await?;
+            Ok((Subject::Job(job.id), (job, reboot)))
+        };
+        let (job, reboot) = self.service.on_request(&call, action, work).await?;
+        self.service.answer(objects, &job, reboot).await
     }
 
     #[zbus(out_args("certificate"))]
@@ -98,15 +87,9 @@ impl Reset {
         #[zbus(header)] call: Header<'_>,
     ) -> Result<String, Error> {
         Options::new(options).finish()?;
-        let (id, action) = (job.parse()?, action::RESET_CERTIFICATE);
-        let gate = &self.service.gate;
-        let caller = gate.caller(&call).await.inspect_err(|error| journal::stranger(action, error))?;
-        let outcome = match gate.admit(&call, &caller, action).await {
-            Ok(()) => self.service.desk.certificate(id).await,
-            Err(refusal) => Err(refusal),
-        };
-        journal::request(action, &caller, outcome.as_ref().map(|_| Subject::Job(id)));
-        outcome
+        let id = job.parse()?;
+        let work = async |_: &mut _| Ok((Subject::Job(id), self.service.desk.certificate(id).await?));
+        self.service.on_request(&call, action::RESET_CERTIFICATE, work).await
     }
 
     /// For everyone: it names the device, and nobody on it.

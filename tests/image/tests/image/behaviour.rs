@@ -39,8 +39,7 @@ pub fn its_programs_are_there() -> Case {
 pub fn audit_records_are_collected() -> Case {
     let mut device = Device::running()?;
     device.says("auditctl -m 'a word for the records'")?;
-    device.says("auditctl --signal flush || sync")?;
-    device.says("ausearch --input-logs --message USER --raw | grep 'a word for the records'")?;
+    device.waits_until("ausearch --input-logs --message USER --raw | grep --quiet \"a word for the records\"")?;
     // What is collected is not on the console as well.
     assert_eq!(device.says("dmesg | grep -c 'a word for the records' || true")?, "0");
     Ok(())

@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nemos_model::overlay::ConfigurationName;
-use nemos_model::overlay::archive::signature::{BadPolicy, FILE};
+use nemos_model::overlay::archive::signature::FILE;
 use nemos_model::overlay::archive::{BlobDigest, FILE_ENDING, Policy, SHIPPED_FOLDER};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, fstat};
 use sha2::{Digest as _, Sha256};
-use thiserror::Error;
+
+use crate::policy::{self, PolicyError};
 
 mod export;
 mod import;
@@ -25,46 +26,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Bytes that a pipe takes without blocking once it takes any: `PIPE_BUF`.
 const ATOMIC: usize = 4096;
 
-/// A policy that cannot be used.
-#[derive(Debug, Error)]
-pub enum PolicyError {
-    /// It cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// It is not what a builder writes.
-    #[error("{} is no policy of configurations: {source}", path.display())]
-    Malformed {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        source: serde_json::Error,
-    },
-    /// It asks for what cannot be.
-    #[error("{}: {source}", path.display())]
-    Bad {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        source: BadPolicy,
-    },
-}
-
 /// Reads whose configurations the image takes whose root is mounted there.
 pub fn policy(root: &Path) -> Result<Policy, PolicyError> {
-    let path = root.join(FILE);
-    let text = match fs::read(&path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Policy::default()),
-        read => read.map_err(|source| PolicyError::Io { path: path.clone(), source })?,
-    };
-    let policy: Policy =
-        serde_json::from_slice(&text).map_err(|source| PolicyError::Malformed { path: path.clone(), source })?;
-    policy.check().map_err(|source| PolicyError::Bad { path, source })?;
-    Ok(policy)
+    policy::read(root, FILE, "configurations", Policy::check)
 }
 
 /// The configurations that the image ships whose root is mounted there, in the order of their names.
