@@ -10,7 +10,7 @@ use backhand::v4::filesystem::reader::FilesystemReader;
 use nemos_model::integrity::event::{Area, Owner, Place};
 use nemos_model::integrity::kernel_log::BLOCK;
 use nemos_model::integrity::{PRELOADED_MAPPING, VERITY_MAPPING, Volume};
-use nemos_model::overlay::LOWER_MOUNT;
+use nemos_model::overlay::{LOWER_MOUNT, UPPER_FOLDER};
 use nemos_model::partitions::Partition;
 use rustix::fs::{Advice, fadvise};
 use tracing::debug;
@@ -177,7 +177,7 @@ pub fn on_overlay(mount: &Path, start: u64) -> io::Result<Option<Owner>> {
 
 /// What is in `upper` is seen on `/`.
 fn as_on_the_root(mount: &Path, path: &Path) -> String {
-    match path.strip_prefix(mount.join("upper")) {
+    match path.strip_prefix(mount.join(UPPER_FOLDER)) {
         Ok(file) => format!("/{}", file.display()),
         Err(_) => path.display().to_string(),
     }

@@ -25,7 +25,7 @@ use libcryptsetup_rs::{CryptDevice, CryptParamsLuks2, CryptParamsLuks2Ref, Eithe
 use nemos_model::keys::{Identity, KeyslotId, OVERLAY_CIPHER, OVERLAY_SECTOR_BYTES, Provider, Record};
 use nemos_model::overlay::mode::ALWAYS_WRITABLE;
 use nemos_model::overlay::policy::MemorySize;
-use nemos_model::overlay::{LUKS_MAPPING, OVERLAY_SOURCE, SAVED_MOUNT, UPPER_MOUNT};
+use nemos_model::overlay::{LUKS_MAPPING, OVERLAY_SOURCE, SAVED_MOUNT, UPPER_FOLDER, UPPER_MOUNT};
 use thiserror::Error;
 use tracing::warn;
 use uuid::Uuid;
@@ -41,6 +41,8 @@ use crate::mounts::{self, Mount, MountError};
 use crate::time::{now, wait_for};
 use crate::wipe::wipe;
 
+/// The folder beside [`UPPER_FOLDER`] that the kernel keeps for itself.
+const WORK_FOLDER: &str = "work";
 /// Mapping that exists only while a new volume is written for the first time.
 const WIPE_MAPPING: &str = "nemos-wipe";
 /// Bytes written at once by the first write of a volume.
@@ -316,7 +318,7 @@ fn create_file_system(scratch: &Path) -> Result<(), OverlayError> {
 /// Puts the folders that an overlay needs into the file system of the open volume, where they are not there yet.
 fn prepare_file_system(scratch: &Path) -> Result<(), OverlayError> {
     mount_file_system(scratch)?;
-    let made = ["upper", "work"].iter().try_for_each(|name| fs::create_dir_all(scratch.join(name)));
+    let made = [UPPER_FOLDER, WORK_FOLDER].iter().try_for_each(|name| fs::create_dir_all(scratch.join(name)));
     let made = made.and_then(|()| reserve::keep(scratch));
     let synced = made.and_then(|()| File::open(scratch)).and_then(|folder| Ok(rustix::fs::syncfs(folder)?));
     let unmounted = mounts::unmount(scratch);
@@ -344,7 +346,7 @@ pub fn volume_mount() -> &'static Path {
 /// Mounts so much memory in its place, with the folders that an overlay needs: for this boot only.
 pub fn mount_volatile(target: &Path, size: MemorySize) -> Result<(), OverlayError> {
     Mount::new("tmpfs", "tmpfs").option("mode", "0755").option("size", size.option()).on(target)?;
-    ["upper", "work"]
+    [UPPER_FOLDER, WORK_FOLDER]
         .iter()
         .try_for_each(|name| fs::create_dir(target.join(name)))
         .map_err(io_error("prepare the memory on", target))
@@ -362,7 +364,7 @@ pub fn mount_read_only(lower: &Path, memory: &Path, target: &Path) -> Result<(),
     Mount::new("overlay", OVERLAY_SOURCE).option("lowerdir", layers).read_only().on(target)?;
     ALWAYS_WRITABLE.iter().try_for_each(|folder| {
         // Below one folder, as in every mode: what was changed is looked for there.
-        let [upper, work] = ["upper", "work"].map(|name| memory.join(name).join(folder));
+        let [upper, work] = [UPPER_FOLDER, WORK_FOLDER].map(|name| memory.join(name).join(folder));
         fs::create_dir(&upper)
             .and_then(|()| fs::create_dir(&work))
             .map_err(io_error("prepare the memory on", memory))?;
@@ -372,7 +374,7 @@ pub fn mount_read_only(lower: &Path, memory: &Path, target: &Path) -> Result<(),
 
 /// Joins the read-only `lower` and what is mounted on `upper` on `target`.
 pub fn mount_overlay(lower: &Path, upper: &Path, target: &Path) -> Result<(), OverlayError> {
-    join(lower, &upper.join("upper"), &upper.join("work"), target)
+    join(lower, &upper.join(UPPER_FOLDER), &upper.join(WORK_FOLDER), target)
 }
 
 fn join(lower: &Path, upper: &Path, work: &Path, target: &Path) -> Result<(), OverlayError> {
