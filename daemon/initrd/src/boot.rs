@@ -98,18 +98,7 @@ pub fn boot() -> Result<(), Refused> {
     for reason in &degraded {
         error!("degraded: {reason}");
     }
-    let Opened {
-        mode,
-        volume,
-        volume_built,
-        provider,
-        keyslot,
-        keyslot_created,
-        somebody_was_asked,
-        unbound,
-        headers,
-        ..
-    } = opened;
+    let Opened { mode, volume, headers, .. } = opened;
     let disk = disk.device.to_string_lossy().into_owned();
     let repaired = mounts.repaired.into_iter().collect();
     let report = BootReport {
@@ -119,12 +108,6 @@ pub fn boot() -> Result<(), Refused> {
         preloaded_hash,
         mode,
         volume,
-        volume_built,
-        provider,
-        keyslot,
-        keyslot_created,
-        somebody_was_asked,
-        unbound,
         job: done.job,
         went_back: done.went_back,
         headers,

@@ -5,23 +5,19 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nemos_host::integrity::scrub::header;
-use nemos_host::keys::Unlocked;
 use nemos_host::mounts::unmount;
 use nemos_host::overlay::policy::policy;
 use nemos_host::overlay::reserve::with_room;
 use nemos_host::overlay::{self as host, OverlayError, shadow};
 use nemos_host::partitions::Disk;
-use nemos_model::Timestamp;
-use nemos_model::boot::{DamagedHeader, Reason};
+use nemos_model::boot::{DamagedHeader, OpenVolume, Reason};
 use nemos_model::integrity::RootHash;
-use nemos_model::keys::{KeyslotId, Provider};
 use nemos_model::overlay::mode::ALWAYS_WRITABLE;
 use nemos_model::overlay::policy::{MemorySize, Policy};
 use nemos_model::overlay::{Mode, SAVED_MOUNT, UPPER_MOUNT};
 use nemos_model::partitions::Partition;
 use nemos_model::state::Volume;
 use tracing::{info, warn};
-use uuid::Uuid;
 
 use crate::bound;
 use crate::unlock::unlock;
@@ -34,19 +30,7 @@ pub struct Opened {
     /// Where changes to the root go.
     pub mode: Mode,
     /// The volume, if it is open.
-    pub volume: Option<Uuid>,
-    /// It came with the image.
-    pub volume_built: bool,
-    /// What opened it.
-    pub provider: Option<Provider>,
-    /// The key slot that it was opened by.
-    pub keyslot: Option<KeyslotId>,
-    /// When that was made.
-    pub keyslot_created: Option<Timestamp>,
-    /// Whether somebody was asked.
-    pub somebody_was_asked: bool,
-    /// Why the TPM does not vouch for it.
-    pub unbound: Option<String>,
+    pub volume: Option<OpenVolume>,
     /// Copies of its header that were damaged.
     pub headers: Vec<DamagedHeader>,
     /// Why it is not as it should be.
@@ -102,31 +86,12 @@ pub fn open(
         host::mount_overlay(lower, upper, sysroot)?;
     }
     Ok(match opened {
-        Ok(OpenVolume { uuid, unlocked, created, unbound }) => Opened {
-            mode,
-            volume: Some(uuid),
-            volume_built: matches!(expected, Some(Volume::TakenOver { .. })),
-            provider: Some(unlocked.provider),
-            keyslot: Some(unlocked.slot),
-            keyslot_created: created,
-            somebody_was_asked: unlocked.was_asked_for,
-            unbound,
-            headers: headers(),
-            degraded: None,
-        },
+        Ok(volume) => Opened { mode, volume: Some(volume), headers: headers(), degraded: None },
         // If there is a volume, and it does not open, its headers may say why.
-        Err(reason) => Opened {
-            mode,
-            volume: None,
-            volume_built: false,
-            provider: None,
-            keyslot: None,
-            keyslot_created: None,
-            somebody_was_asked: false,
-            unbound: None,
-            headers: if matches!(reason, Reason::OverlayDamaged { .. }) { headers() } else { Vec::new() },
-            degraded: Some(reason),
-        },
+        Err(reason) => {
+            let headers = if matches!(reason, Reason::OverlayDamaged { .. }) { headers() } else { Vec::new() };
+            Opened { mode, volume: None, headers, degraded: Some(reason) }
+        }
     })
 }
 
@@ -178,15 +143,6 @@ fn damaged_headers(disk: &Disk) -> Vec<u64> {
     })
 }
 
-/// A volume that is open.
-struct OpenVolume {
-    uuid: Uuid,
-    unlocked: Unlocked,
-    /// When the key slot was made that it was opened by.
-    created: Option<Timestamp>,
-    unbound: Option<String>,
-}
-
 /// Opens the volume, and mounts it where that mode has it.
 fn open_volume(disk: &Disk, expected: Option<Volume>, mode: Mode, lower: &Path) -> Result<OpenVolume, Reason> {
     let damaged = |error| Reason::OverlayDamaged { error };
@@ -204,7 +160,15 @@ fn open_volume(disk: &Disk, expected: Option<Volume>, mode: Mode, lower: &Path) 
         damaged(error.to_string())
     })?;
     let unbound = bound::bind_opened(&bound, &found, unlocked.provider);
-    Ok(OpenVolume { uuid: found.uuid, unlocked, created, unbound })
+    Ok(OpenVolume {
+        uuid: found.uuid,
+        built: matches!(expected, Some(Volume::TakenOver { .. })),
+        provider: unlocked.provider,
+        keyslot: unlocked.slot,
+        keyslot_created: created,
+        somebody_was_asked: unlocked.was_asked_for,
+        unbound,
+    })
 }
 
 /// nemosd works on what is saved in it, and finds the place for that there.

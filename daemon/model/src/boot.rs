@@ -178,6 +178,25 @@ pub struct DamagedHeader {
     pub repaired: bool,
 }
 
+/// The overlay's volume, as a boot has opened it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenVolume {
+    /// Its LUKS UUID.
+    pub uuid: Uuid,
+    /// Whether it came with the image, and its volume key with it.
+    pub built: bool,
+    /// What opened it.
+    pub provider: Provider,
+    /// The key slot that it was opened by.
+    pub keyslot: KeyslotId,
+    /// When that slot was made, as far as that was recorded: it tells whether it is still the same.
+    pub keyslot_created: Option<Timestamp>,
+    /// Whether somebody was asked for the key: then nothing that needs nobody had opened it.
+    pub somebody_was_asked: bool,
+    /// Why the TPM does not vouch for it; `None` if it does, or there is no TPM.
+    pub unbound: Option<String>,
+}
+
 /// What the initrd found and did. The daemon reads it; nobody writes it again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BootReport {
@@ -191,23 +210,8 @@ pub struct BootReport {
     pub preloaded_hash: Option<RootHash>,
     /// Where changes to the root go.
     pub mode: Mode,
-    /// LUKS UUID of the overlay's volume, if it is open.
-    pub volume: Option<Uuid>,
-    /// Whether it came with the image, and its volume key with it.
-    pub volume_built: bool,
-    /// What opened it.
-    pub provider: Option<Provider>,
-    /// The key slot that it was opened by.
-    pub keyslot: Option<KeyslotId>,
-    /// When that slot was made, as far as that was recorded: it tells whether it is still the same.
-    #[serde(default)]
-    pub keyslot_created: Option<Timestamp>,
-    /// Whether somebody was asked for it: then nothing that needs nobody had opened it.
-    #[serde(default)]
-    pub somebody_was_asked: bool,
-    /// Why the TPM does not vouch for the volume that is open; `None` if it does, or there is no TPM.
-    #[serde(default)]
-    pub unbound: Option<String>,
+    /// The overlay's volume, if it is open.
+    pub volume: Option<OpenVolume>,
     /// The job that this boot carried out, or tried to.
     pub job: Option<JobId>,
     /// What nobody had confirmed, and this boot went back from.
@@ -223,14 +227,28 @@ pub struct BootReport {
 impl BootReport {
     /// The key slot that opened this boot, if it is one of these, and not another that was put in its place since.
     pub fn opened_by(&self, slots: &[Slot]) -> Option<KeyslotId> {
-        let slot = slots.iter().find(|slot| Some(slot.id) == self.keyslot)?;
-        (slot.created() == self.keyslot_created).then_some(slot.id)
+        let OpenVolume { keyslot, keyslot_created, .. } = self.volume.as_ref()?;
+        let slot = slots.iter().find(|slot| slot.id == *keyslot)?;
+        (slot.created() == *keyslot_created).then_some(slot.id)
     }
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+
+    /// Opened by the demo key, in slot 0.
+    pub(crate) fn open_volume() -> OpenVolume {
+        OpenVolume {
+            uuid: Uuid::from_u128(1),
+            built: false,
+            provider: Provider::DemoKey,
+            keyslot: 0.try_into().unwrap(),
+            keyslot_created: Some(Timestamp(7)),
+            somebody_was_asked: false,
+            unbound: None,
+        }
+    }
 
     /// Of a boot of which nothing else is known.
     pub(crate) fn report() -> BootReport {
@@ -241,12 +259,6 @@ pub(crate) mod tests {
             preloaded_hash: None,
             mode: Mode::Persistent,
             volume: None,
-            volume_built: false,
-            provider: None,
-            keyslot: None,
-            keyslot_created: None,
-            somebody_was_asked: false,
-            unbound: None,
             job: None,
             went_back: None,
             headers: Vec::new(),

@@ -131,12 +131,13 @@ pub fn findings(seen: &Observed, last: Result<Option<&Job>, &str>) -> Vec<Findin
     if seen.recovery_key_was_used() {
         findings.push(warning(USED_RECOVERY_KEY.into()));
     }
-    if let Some(why) = seen.report.as_ref().and_then(|report| report.unbound.as_ref()) {
+    let volume = seen.report.as_ref().and_then(|report| report.volume.as_ref());
+    if let Some(why) = volume.and_then(|volume| volume.unbound.as_ref()) {
         findings.push(warning(format!(
             "the TPM does not vouch for the overlay's volume, which another may have put there ({why}); a boot that is opened by a passphrase or recovery key has it vouch, and so does `nemosctl reset --overlay`"
         )));
     }
-    if seen.report.as_ref().is_some_and(|report| report.volume_built) {
+    if volume.is_some_and(|volume| volume.built) {
         findings.push(warning(
             "the overlay's volume key and passphrase came from the build of the image: whoever built or has it can read the overlay, even when the passphrase is another one; `nemosctl reset --overlay` makes one with a key of its own"
                 .into(),
@@ -165,15 +166,15 @@ pub fn verdict(findings: &[Finding]) -> Health {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::boot::BootReport;
-    use crate::boot::tests::report;
+    use crate::boot::tests::{open_volume, report};
+    use crate::boot::{BootReport, OpenVolume};
     use crate::overlay::LUKS_MAPPING;
     use crate::stack::{SeenMapping, SeenMount, SeenPartition};
 
     #[test]
     fn a_volume_that_came_with_the_image_is_no_secret() {
-        let told = |volume_built| {
-            let report = BootReport { volume_built, ..report() };
+        let told = |built| {
+            let report = BootReport { volume: Some(OpenVolume { built, ..open_volume() }), ..report() };
             let findings = findings(&Observed { report: Some(report), ..Observed::default() }, Ok(None));
             findings.iter().any(|finding| finding.health == Health::Warning && finding.message.contains("volume key"))
         };

@@ -157,10 +157,9 @@ impl Observed {
     pub fn demo_key_opens(&self) -> bool {
         let has = |is: fn(&Slot) -> bool| self.keyslots.iter().any(is);
         let is_recorded = has(|slot| slot.provider() == Some(Provider::DemoKey));
-        let by_report = self.report.as_ref().is_some_and(|report| {
-            let came_with_it =
-                report.volume_built && has(|slot| slot.origin == Origin::Unrecorded && u32::from(slot.id) == 0);
-            let opened = report.provider == Some(Provider::DemoKey);
+        let by_report = self.report.as_ref().and_then(|report| report.volume.as_ref()).is_some_and(|volume| {
+            let came_with_it = volume.built && has(|slot| slot.origin == Origin::Unrecorded && u32::from(slot.id) == 0);
+            let opened = volume.provider == Provider::DemoKey;
             came_with_it || opened && (self.keyslots.is_empty() || self.opened_by().is_some())
         });
         is_recorded || by_report
@@ -337,7 +336,8 @@ impl Layer {
 mod tests {
     use super::*;
     use crate::Timestamp;
-    use crate::boot::tests::report;
+    use crate::boot::OpenVolume;
+    use crate::boot::tests::{open_volume, report};
     use crate::keys::Record;
 
     fn mount(target: &str, source: &str, fs_type: &str) -> SeenMount {
@@ -426,14 +426,9 @@ mod tests {
     }
 
     /// A boot that the demo key opened, in slot 0 of a volume of this device's, or of one that came with the image.
-    fn opened_by_the_demo_key(volume_built: bool, keyslots: Vec<Slot>) -> Observed {
-        let report = BootReport {
-            volume_built,
-            provider: Some(Provider::DemoKey),
-            keyslot: Some(0.try_into().unwrap()),
-            keyslot_created: (!volume_built).then_some(Timestamp(7)),
-            ..report()
-        };
+    fn opened_by_the_demo_key(built: bool, keyslots: Vec<Slot>) -> Observed {
+        let volume = OpenVolume { built, keyslot_created: (!built).then_some(Timestamp(7)), ..open_volume() };
+        let report = BootReport { volume: Some(volume), ..report() };
         Observed { report: Some(report), keyslots, ..healthy() }
     }
 
@@ -454,8 +449,8 @@ mod tests {
         let unrecorded = Slot { id: 0.try_into().unwrap(), origin: Origin::Unrecorded };
         let mut seen = opened_by_the_demo_key(true, vec![unrecorded]);
         assert!(seen.demo_key_opens());
-        if let Some(report) = &mut seen.report {
-            (report.provider, report.keyslot) = (Some(Provider::Tpm2), Some(1.try_into().unwrap()));
+        if let Some(volume) = seen.report.as_mut().and_then(|report| report.volume.as_mut()) {
+            (volume.provider, volume.keyslot) = (Provider::Tpm2, 1.try_into().unwrap());
         }
         assert!(seen.demo_key_opens());
         seen.keyslots.clear();

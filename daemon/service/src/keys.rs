@@ -210,7 +210,8 @@ pub async fn settle(service: &Arc<Service>) {
     let boot = service.desk.boot_id().await.ok();
     let now = service.desk.now();
     let seen = service.desk.seen().await.ok();
-    let asked = seen.and_then(|seen| Some(seen.report.as_ref()?.somebody_was_asked)).unwrap_or_default();
+    let asked =
+        seen.and_then(|seen| Some(seen.report.as_ref()?.volume.as_ref()?.somebody_was_asked)).unwrap_or_default();
     let settled = work(service, move |place, known, memory| {
         let opened = known.slots.iter().find(|slot| Some(slot.id) == known.opened_by);
         let provider = opened.and_then(Slot::provider);

@@ -17,7 +17,7 @@ use nemos_host::job::new_id;
 use nemos_host::state::Store;
 use nemos_host::time::now;
 use nemos_model::JobId;
-use nemos_model::boot::{BootReport, PRELOADED_HASH_OPTION, REPORT_FILE, Reason};
+use nemos_model::boot::{BootReport, OpenVolume, PRELOADED_HASH_OPTION, REPORT_FILE, Reason};
 use nemos_model::job::Requester;
 use nemos_model::keys::DEMO_KEY_FILE;
 use nemos_model::overlay::index::{Fingerprint, Writer};
@@ -254,12 +254,18 @@ impl Running<'_> {
         on_the_device(path).exists()
     }
 
+    /// The volume of its overlay, which is open.
+    #[track_caller]
+    pub fn volume(&self) -> &OpenVolume {
+        self.report.volume.as_ref().expect("the overlay is open")
+    }
+
     /// Nothing is wrong with it, and the kernel has not complained.
     #[track_caller]
     pub fn is_healthy(&mut self) {
         assert_eq!(self.report.degraded, []);
         assert_eq!(self.report.mode, Mode::Persistent);
-        let volume = self.report.volume.expect("the overlay is open");
+        let volume = self.volume().uuid;
         let (Volume::Provisioned(ours) | Volume::TakenOver(ours)) = self.device.state().volume else {
             panic!("the device does not know the volume");
         };

@@ -84,7 +84,7 @@ fn is_given_as(name: &str, answer: &[u8]) {
 pub fn a_recovery_key_opens_a_device_that_has_no_other_way() {
     let device = Device::provisioned();
     let running = device.boots();
-    assert_eq!(running.report.provider, Some(Provider::DemoKey));
+    assert_eq!(running.volume().provider, Provider::DemoKey);
     running.writes("/etc/hostname", "mine");
     running.shuts_down();
 
@@ -93,8 +93,8 @@ pub fn a_recovery_key_opens_a_device_that_has_no_other_way() {
     is_given(String::from_utf8_lossy(recovery.expose()).replace('-', "").to_uppercase().as_bytes());
     let mut running = device.boots();
     running.is_healthy();
-    assert_eq!(running.report.provider, Some(Provider::RecoveryKey));
-    assert_eq!(running.report.keyslot, Some(KeyslotId::try_from(1).unwrap()));
+    assert_eq!(running.volume().provider, Provider::RecoveryKey);
+    assert_eq!(running.volume().keyslot, KeyslotId::try_from(1).unwrap());
     assert_eq!(running.reads("/etc/hostname"), "mine");
 }
 
@@ -110,7 +110,7 @@ pub fn a_passphrase_that_somebody_added_without_us_is_asked_for() {
     is_given(b"added by hand");
     let mut running = device.boots();
     running.is_healthy();
-    assert_eq!(running.report.provider, Some(Provider::Passphrase));
+    assert_eq!(running.volume().provider, Provider::Passphrase);
 }
 
 pub fn a_reset_keeps_what_a_recovery_key_opens_and_brings_the_demo_key_back() {
@@ -122,7 +122,7 @@ pub fn a_reset_keeps_what_a_recovery_key_opens_and_brings_the_demo_key_back() {
     let job = device.is_asked_for_a_reset(Scope::Overlay, &["/etc/hostname"]);
     let mut running = device.boots();
     running.is_healthy();
-    assert_eq!(running.report.provider, Some(Provider::DemoKey));
+    assert_eq!(running.volume().provider, Provider::DemoKey);
     assert_eq!(running.reads("/etc/hostname"), "mine");
     running.shuts_down();
     assert_eq!(device.state().job(job).unwrap().state, JobState::Done);
@@ -180,17 +180,17 @@ pub fn a_key_file_on_another_disk_opens_the_device() {
         let slot = add(&device, &new_key_file("/nemos.key", "in a file").unwrap(), 7);
         let mut running = device.boots();
         running.is_healthy();
-        assert_eq!((running.report.provider, running.report.keyslot), (Some(Provider::KeyFile), Some(slot)));
+        assert_eq!((running.volume().provider, running.volume().keyslot), (Provider::KeyFile, slot));
         running.shuts_down();
 
         // Whose place another one takes is tried last.
         stick.holds(fs_type, |root| fs::write(root.join("nemos.key.new"), "another").unwrap());
         let newer = add(&device, &new_key_file("/nemos.key.new", "another").unwrap(), 8);
         let running = device.boots();
-        assert_eq!(running.report.keyslot, Some(newer));
+        assert_eq!(running.volume().keyslot, newer);
         running.shuts_down();
         stick.holds(fs_type, |root| fs::remove_file(root.join("nemos.key.new")).unwrap());
-        assert_eq!(device.boots().report.keyslot, Some(slot));
+        assert_eq!(device.boots().volume().keyslot, slot);
     }
 }
 
@@ -201,7 +201,7 @@ pub fn without_the_disk_of_its_key_file_a_device_is_opened_by_what_comes_next() 
     stick.is_pulled_out();
     let mut running = device.boots();
     running.is_healthy();
-    assert_eq!(running.report.provider, Some(Provider::DemoKey));
+    assert_eq!(running.volume().provider, Provider::DemoKey);
     assert!(running.said.contains("the device with LABEL=KEYS is not there"), "{}", running.said);
 
     let partition = device.partition(Partition::Root);
@@ -222,7 +222,7 @@ pub fn without_the_disk_of_its_key_file_a_device_is_opened_by_what_comes_next() 
         symlink("/etc/hostname", root.join("nemos.key")).unwrap();
     });
     let running = device.boots();
-    assert_eq!(running.report.provider, Some(Provider::DemoKey));
+    assert_eq!(running.volume().provider, Provider::DemoKey);
     assert!(running.said.contains("cannot read LABEL=KEYS:/nemos.key"), "{}", running.said);
 }
 
@@ -275,14 +275,14 @@ pub fn a_token_opens_the_device_when_it_is_given_its_pin() {
     let tried = try_slot(&partition, slot, Provider::ALL);
     assert!(matches!(tried, Some(Err(Closed::NeedsSomebody(_)))), "{tried:?}");
     let running = device.boots();
-    assert_eq!(running.report.provider, Some(Provider::DemoKey), "nobody is asked if somebody need not be");
+    assert_eq!(running.volume().provider, Provider::DemoKey, "nobody is asked if somebody need not be");
     running.shuts_down();
 
     remove_the_demo_key(&device);
     is_given_as("cryptsetup.pkcs11-pin", PIN.as_bytes());
     let mut running = device.boots();
     running.is_healthy();
-    assert_eq!((running.report.provider, running.report.keyslot), (Some(Provider::Pkcs11), Some(newer)));
+    assert_eq!((running.volume().provider, running.volume().keyslot), (Provider::Pkcs11, newer));
     running.shuts_down();
 
     // It adds another key, of those that systemd does not make.

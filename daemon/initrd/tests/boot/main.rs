@@ -164,7 +164,7 @@ fn a_factory_reset_takes_every_change_back() {
     let device = Device::provisioned();
     let old_header = device.volume_header();
     let running = device.boots();
-    let old_volume = running.report.volume;
+    let old_volume = running.volume().uuid;
     for file in ["/etc/hostname", "/home/note", "/var/lib/containers/storage/layer"] {
         running.writes(file, "changed");
     }
@@ -174,7 +174,7 @@ fn a_factory_reset_takes_every_change_back() {
     let mut running = device.boots();
     running.is_healthy();
     assert_eq!(running.report.job, Some(job));
-    assert_ne!(running.report.volume, old_volume);
+    assert_ne!(running.volume().uuid, old_volume);
     assert_eq!(running.reads("/etc/hostname"), "device\n");
     assert!(!running.has("/home/note"));
     assert!(!running.has("/var/lib/containers/storage/layer"));
@@ -203,7 +203,7 @@ fn a_first_boot_that_is_killed_at_every_step_ends_the_same() {
 fn a_reset_that_is_killed_at_every_step_ends_the_same() {
     let device = Device::provisioned();
     let running = device.boots();
-    let old_volume = running.report.volume;
+    let old_volume = running.volume().uuid;
     running.writes("/etc/hostname", "changed");
     running.writes("/home/note", "changed");
     running.shuts_down();
@@ -217,7 +217,7 @@ fn a_reset_that_is_killed_at_every_step_ends_the_same() {
     }
     let mut running = device.boots();
     running.is_healthy();
-    assert_ne!(running.report.volume, old_volume);
+    assert_ne!(running.volume().uuid, old_volume);
     assert_eq!(running.reads("/etc/hostname"), "device\n");
     assert!(!running.has("/home/note"));
     running.shuts_down();

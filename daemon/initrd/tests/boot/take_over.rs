@@ -53,8 +53,8 @@ pub fn a_volume_that_kiwi_made_is_taken_over_as_it_is() {
     let (volume, header) = (uuid(&device), device.volume_header());
     let mut first = device.boots();
     first.is_healthy();
-    assert!(first.report.volume_built);
-    assert_eq!(first.report.volume.unwrap().to_string(), volume);
+    assert!(first.volume().built);
+    assert_eq!(first.volume().uuid.to_string(), volume);
     first.writes("/etc/hostname", "mine");
     let job = first.report.job.expect("the first boot has a job");
     first.shuts_down();
@@ -65,7 +65,7 @@ pub fn a_volume_that_kiwi_made_is_taken_over_as_it_is() {
     let mut second = device.boots();
     second.is_healthy();
     assert_eq!(second.report.job, None);
-    assert!(second.report.volume_built, "its key will never be another one");
+    assert!(second.volume().built, "its key will never be another one");
     assert_eq!(second.reads("/etc/hostname"), "mine");
 }
 
@@ -76,8 +76,8 @@ pub fn a_reset_makes_a_volume_of_the_devices_own() {
     device.is_asked_for_a_reset(Scope::Overlay, &[]);
     let mut running = device.boots();
     running.is_healthy();
-    assert!(!running.report.volume_built);
-    assert_ne!(running.report.volume.unwrap().to_string(), volume);
+    assert!(!running.volume().built);
+    assert_ne!(running.volume().uuid.to_string(), volume);
 }
 
 pub fn a_first_boot_that_is_killed_takes_it_over_all_the_same() {
@@ -85,7 +85,7 @@ pub fn a_first_boot_that_is_killed_takes_it_over_all_the_same() {
     device.is_killed_when_it_says(": take-over");
     let mut running = device.boots();
     running.is_healthy();
-    assert!(running.report.volume_built);
+    assert!(running.volume().built);
 }
 
 pub fn a_volume_that_does_not_open_is_left_alone() {

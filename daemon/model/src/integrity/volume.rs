@@ -91,7 +91,7 @@ impl Volume {
             Volume::Root => report.root_hash.to_string(),
             Volume::Preloaded => report.preloaded_hash.map(|hash| hash.to_string()).unwrap_or_default(),
             Volume::Overlay | Volume::OverlayTags | Volume::Storage | Volume::Home => {
-                report.volume.map(|volume| volume.to_string()).unwrap_or_default()
+                report.volume.as_ref().map(|volume| volume.uuid.to_string()).unwrap_or_default()
             }
             Volume::State => String::new(),
         }

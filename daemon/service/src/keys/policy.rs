@@ -34,7 +34,9 @@ pub(super) async fn pursue(service: &Arc<Service>) {
 async fn next_step(service: &Arc<Service>, policy: &Policy) -> Option<Decided> {
     let (policy, state, seen) = (policy.clone(), service.desk.state().await, service.desk.seen().await);
     let next = work(service, move |_, known, _| {
-        let needed_nobody = seen?.report.as_ref().is_some_and(|report| !report.somebody_was_asked);
+        let seen = seen?;
+        let volume = seen.report.as_ref().and_then(|report| report.volume.as_ref());
+        let needed_nobody = volume.is_some_and(|volume| !volume.somebody_was_asked);
         let sealed = state?.sealed(known.slots).cloned().collect();
         let now = Circumstances { has_tpm2: has_tpm2(), needed_nobody, sealed };
         let step = policy.next(&known, &now);

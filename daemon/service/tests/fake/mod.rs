@@ -15,7 +15,7 @@ use nemos_host::overlay::shadow::note_image;
 use nemos_host::overlay::usage::UsageError;
 use nemos_host::reset::keep::KeepError;
 use nemos_host::state::{StateError, Store};
-use nemos_model::boot::{BootReport, REPORT_VERSION};
+use nemos_model::boot::{BootReport, OpenVolume, REPORT_VERSION};
 use nemos_model::certificate::KEY_FILE_NAME;
 use nemos_model::image::Image;
 use nemos_model::integrity::event::{Owner, Place};
@@ -495,13 +495,15 @@ fn healthy_storage() -> Observed {
             disk: "/dev/vda".into(),
             root_hash: "0123456789abcdef".repeat(4).parse().unwrap(),
             mode: Mode::Persistent,
-            volume: None,
-            volume_built: false,
-            provider: Some(Provider::DemoKey),
-            keyslot: None,
-            keyslot_created: None,
-            somebody_was_asked: false,
-            unbound: None,
+            volume: Some(OpenVolume {
+                uuid: "00000000-0000-4000-8000-000000000001".parse().unwrap(),
+                built: false,
+                provider: Provider::DemoKey,
+                keyslot: 0.try_into().unwrap(),
+                keyslot_created: None,
+                somebody_was_asked: false,
+                unbound: None,
+            }),
             job: None,
             went_back: None,
             preloaded_hash: None,

@@ -19,6 +19,11 @@ pub fn a_recovery_key_takes_the_demo_keys_place() -> Case {
     device.says("busctl call org.nemos.Device1 /org/nemos/Device1 org.nemos.Device1.Keys CreateRecoveryKey a{sv} 0")?;
     device.waits_until("journalctl --boot --output cat | grep --quiet \"new key is taken back: whoever asked\"")?;
     assert_eq!(device.says("nemosctl keys --json | grep --count provider")?, "1");
+    // Nor can it be shown to anybody.
+    let unseen = device.run("nemosctl keys enroll recovery-key > /dev/full")?;
+    assert!(unseen.status == 1 && unseen.stderr.contains("No space left on device"), "{unseen:?}");
+    assert!(unseen.stderr.contains("is taken back"), "{unseen:?}");
+    assert_eq!(device.says("nemosctl keys --json | grep --count provider")?, "1");
 
     let added = device.tells("nemosctl keys enroll recovery-key --json")?;
     let key = added["recovery_key"].as_str().ok_or("no key")?.to_owned();
@@ -295,11 +300,15 @@ pub fn secrets_are_nowhere_but_in_the_hands_of_who_asked() -> Case {
     device.waits_until("grep --quiet Monitoring /run/seen")?;
     let key = device.tells("nemosctl keys enroll recovery-key --json")?;
     let key = key["recovery_key"].as_str().ok_or("no key")?.to_owned();
+    let fleet = age::x25519::Identity::generate();
+    let sealed = device.tells(&format!("nemosctl keys recovery create --recipient {} --json", fleet.to_public()))?;
+    let sealed = sealed["sealed_key"].as_str().ok_or("no key")?;
+    let sealed = String::from_utf8(age::decrypt(&fleet, sealed.as_bytes())?)?;
     let typed = "correct horse battery staple";
     device.says(&format!("printf '{typed}' | nemosctl keys enroll passphrase --secret-file -"))?;
     device.waits_until("grep --quiet Enroll /run/seen")?;
     assert_ne!(device.says(&format!("{IN_MEMORY} org.nemos.Device1"))?, "0", "the search finds what is there");
-    for secret in [&key, typed] {
+    for secret in [&key, &sealed, typed] {
         assert_eq!(device.says(&format!("{IN_MEMORY} '{secret}'"))?, "0", "a secret is in nemosd's memory");
         assert_eq!(device.says(&format!("grep --count '{secret}' /run/seen || true"))?, "0", "a secret is on the bus");
         assert_eq!(device.says(&format!("journalctl --boot --all | grep --count '{secret}' || true"))?, "0");
