@@ -53,6 +53,18 @@ must() {
     }
 }
 
+# Libraries that are opened while a program runs, with those that they need: dracut looks for these only where a file may be
+# executed, and Debian's libraries may not.
+libraries() {
+    local file needed
+    for file in "$@"; do
+        must inst "$file"
+        for needed in $(ldd "$file" | sed -n 's|.* => \([^ ]*\).*|\1|p'); do
+            must inst "$needed"
+        done
+    done
+}
+
 # A key that a PKCS#11 token keeps: systemd's plugin, and the modules that the image has for p11-kit, if it has any.
 install_pkcs11() {
     local file module modules=/usr/share/p11-kit/modules
@@ -61,20 +73,20 @@ install_pkcs11() {
         if [ ! -e "$file" ] || [ "${file##*/}" = p11-kit-trust.module ]; then continue; fi
         module=$(sed -n 's/^module: *//p' "$file")
         case $module in
-            /*) must inst "$module" ;;
-            *) must inst_libdir_file "pkcs11/$module" ;;
+            /*) libraries "$module" ;;
+            *) libraries /usr/lib/*/pkcs11/"$module" ;;
         esac
         must inst_simple "$file"
     done
     # OP-TEE's comes without a word to p11-kit.
     for file in /usr/lib/*/libckteec.so.0; do
         [ -e "$file" ] || continue
-        must inst "$file"
+        libraries "$file"
         mkdir -p "$initdir$modules"
         echo "module: $file" > "$initdir$modules/ckteec.module"
     done
     if [ -d "$initdir$modules" ]; then
-        must inst_libdir_file "cryptsetup/libcryptsetup-token-systemd-pkcs11.so" "libp11-kit.so.*"
+        libraries /usr/lib/*/cryptsetup/libcryptsetup-token-systemd-pkcs11.so /usr/lib/*/libp11-kit.so.*
     fi
 }
 
@@ -91,8 +103,8 @@ install() {
     inst_multiple -o /usr/lib/nemos/nemos-initrd
 
     # A key that a TPM keeps: systemd's plugin for libcryptsetup, and what it loads.
-    must inst_libdir_file "cryptsetup/libcryptsetup-token-systemd-tpm2.so" \
-        "libtss2-esys.so.*" "libtss2-mu.so.*" "libtss2-rc.so.*" "libtss2-sys.so.*" "libtss2-tcti-device.so.*"
+    libraries /usr/lib/*/cryptsetup/libcryptsetup-token-systemd-tpm2.so \
+        /usr/lib/*/libtss2-{esys,mu,rc,sys,tcti-device}.so.*
 
     install_pkcs11
 
