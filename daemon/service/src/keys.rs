@@ -333,6 +333,8 @@ fn not_changed(error: &ChangeError) -> Error {
         ChangeError::WrongKey { .. }
         | ChangeError::NotNew { .. }
         | ChangeError::Unfit { .. }
+        | ChangeError::WrongPin
+        | ChangeError::NoPin
         | ChangeError::UnlockedByToken
         | ChangeError::Tpm2Full => Error::new(ErrorKind::InvalidArgument, error.to_string()),
         ChangeError::Backup { source, .. } if source.kind() == io::ErrorKind::StorageFull => {

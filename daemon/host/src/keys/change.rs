@@ -60,6 +60,12 @@ pub enum ChangeError {
     /// A program failed.
     #[error(transparent)]
     Command(#[from] CommandError),
+    /// The token does not take it.
+    #[error("that is not the PIN of the token, which may take only a few wrong ones before it is locked")]
+    WrongPin,
+    /// The token wants one.
+    #[error("the token wants a PIN; give it (--pin-file)")]
+    NoPin,
     /// systemd takes no key of that kind.
     #[error(
         "a key that a PKCS#11 token keeps is not enough to have systemd add another; give one that can be typed (--unlock-file)"

@@ -9,7 +9,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use nemos_model::keys::slot::TPM2_TOKEN_TYPE;
-use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::fs::{MemfdFlags, Mode, fchmod, memfd_create};
 
 use crate::command::{CommandError, run_with_credentials};
 use crate::keys::{ChangeError, Key, Secret};
@@ -17,6 +17,8 @@ use crate::keys::{ChangeError, Key, Secret};
 const PROGRAM: &str = "systemd-cryptenroll";
 /// A TPM takes seconds for what a processor does at once.
 const LIMIT: Duration = Duration::from_secs(120);
+/// What it says of a PIN, and of the empty one, behind the name of the token.
+const WRONG_PIN: &str = "is incorrect, please try again";
 /// What the program calls the PIN of a token: before systemd 256, and since.
 const PINS: [&str; 2] = ["pkcs11-pin", "cryptenroll.pkcs11-pin"];
 
@@ -37,7 +39,12 @@ pub(super) fn enroll(
     let credentials = Credentials::with(pin).map_err(not_started)?;
     let partition = partition.to_string_lossy();
     let arguments: Vec<&str> = arguments.iter().copied().chain([unlock, &partition]).collect();
-    Ok(run_with_credentials(PROGRAM, &arguments, input, credentials.folder.path(), LIMIT)?)
+    let enrolled = run_with_credentials(PROGRAM, &arguments, input, credentials.folder.path(), LIMIT);
+    enrolled.map_err(|error| match (&error, pin) {
+        (CommandError::Failed { words, .. }, Some(_)) if words.contains(WRONG_PIN) => ChangeError::WrongPin,
+        (CommandError::Failed { words, .. }, None) if words.contains(WRONG_PIN) => ChangeError::NoPin,
+        _ => error.into(),
+    })
 }
 
 fn not_started(source: io::Error) -> CommandError {
@@ -47,6 +54,8 @@ fn not_started(source: io::Error) -> CommandError {
 /// A file that is nowhere: the program looks for its end before it reads it, which a pipe has not.
 fn in_memory(secret: &Secret) -> io::Result<File> {
     let mut file = File::from(memfd_create("key", MemfdFlags::CLOEXEC)?);
+    // The program complains of a key file that everybody might read.
+    fchmod(&file, Mode::RUSR | Mode::WUSR)?;
     file.write_all(secret.expose())?;
     Ok(file)
 }

@@ -27,7 +27,7 @@ pub fn a_token_opens_the_device_when_somebody_types_its_pin_or_the_machine_gives
     device.comes_up()?;
     let enroll = |pin| format!("printf {pin} | nemosctl keys enroll pkcs11 --token-uri '{URI}' --pin-file -");
     let wrong = device.run(&enroll("1234"))?;
-    assert!(wrong.status == 1 && wrong.stderr.contains("PIN"), "{wrong:?}");
+    assert!(wrong.status == 1 && wrong.stderr.contains("that is not the PIN of the token"), "{wrong:?}");
     let added = device.says(&enroll(PIN))?;
     assert!(added.contains("was seen to open the volume"), "{added}");
     device.says("nemosctl keys remove 0 --yes && echo mine > /etc/made-here")?;
