@@ -104,7 +104,7 @@ pub async fn run(connection: &Connection, arguments: Arguments, output: Output) 
             if sealed_key.is_empty() {
                 return Err(Failure::NotSealed);
             }
-            output.hand_over(&Escrow { sealed_key }, |escrow| format!("{}\n", escrow.sealed_key.trim_end()))?;
+            output.show(&Escrow { sealed_key }, |escrow| format!("{}\n", escrow.sealed_key.trim_end()))?;
             Ok(0)
         }
         Command::Recovery(Recovery::Acknowledge { file }) => {
