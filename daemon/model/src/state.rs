@@ -74,8 +74,9 @@ pub struct DeviceState {
     /// A change of the key slots that has not come to its end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     key_change: Option<Change>,
-    /// The recovery keys that were made for the fleet, oldest first.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    /// The recovery keys that were made for the fleet, oldest first. Documents of before have one, under another name, and must
+    /// stay readable.
+    #[serde(default, rename = "sealed_keys", skip_serializing_if = "Vec::is_empty")]
     sealed: Vec<Sealed>,
     /// Where changes to the root are to go.
     #[serde(default, skip_serializing_if = "Modes::is_default")]

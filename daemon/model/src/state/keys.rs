@@ -97,6 +97,14 @@ mod tests {
     }
 
     #[test]
+    fn a_device_that_has_sealed_a_key_before_there_could_be_two_remembers_all_else() {
+        let before =
+            r#"{"version": 1, "volume": {"is": "erased"}, "jobs": [], "sealed": {"created": 1, "text": "age"}}"#;
+        let state = DeviceState::parse(before.as_bytes()).unwrap();
+        assert_eq!(newest(&state, &[1]), None);
+    }
+
+    #[test]
     fn the_fleet_acknowledges_the_one_that_there_is_and_no_other() {
         let mut state = DeviceState::shipped();
         for (at, slots) in [(2, &[2][..]), (3, &[2, 3])] {
